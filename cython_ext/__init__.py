@@ -1,0 +1,1 @@
+"""The compiled data plane. Import it through appliance.dataplane only."""

@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+ *
+ * What the kernel side (the steering program) and user space share: the metadata record in front
+ * of every consumed packet, and the numbered drop reasons. It owns no code and includes nothing,
+ * so that bcc, Cython and the fuzz target take the same text. Types are spelled with compiler
+ * built-ins because <linux/types.h> and <stdint.h> cannot both be had everywhere.
+ */
+#ifndef OPENCLAW_ABI_H
+#define OPENCLAW_ABI_H
+
+/* ------------------------------------------------------------------ limits */
+#define OC_RULES_MAX 256u      /* rules in one program; a program with 256 stays under 1 s of bcc */
+#define OC_QUEUES_MAX 128u     /* entries of the socket map: queues of one interface */
+#define OC_RULE_NONE 0u        /* rule id 0: no rule decided */
+
+/* ------------------------------------------- metadata record, 16 bytes, in front of the packet */
+#define OC_META_MAGIC 0x4f43u  /* "OC" */
+#define OC_META_VERSION 1u
+#define OC_META_SAMPLED 0x01u  /* the rule's action was "sample" */
+#define OC_META_FRAGS 0x02u    /* the packet spans several frames */
+
+struct oc_meta {
+	unsigned short magic;            /* OC_META_MAGIC, host order */
+	unsigned char version;           /* OC_META_VERSION */
+	unsigned char flags;             /* OC_META_* */
+	unsigned int rule_id;            /* 1..; never reused while a process lives */
+	unsigned long long timestamp_ns; /* CLOCK_MONOTONIC at the steering program */
+};
+_Static_assert(sizeof(struct oc_meta) == 16, "bpf_xdp_adjust_meta moves exactly this much");
+
+/* ------------------------------------------------- drop reasons: numbers are never reused.
+ * X(number, name, what happened). The names are the keys of "drops" in the statistics. */
+#define OC_DROP_REASONS(X)                                                              \
+	X(1, rule, "a rule with action drop matched")                                   \
+	X(2, no_metadata, "the driver has no room for the metadata record")             \
+	X(3, no_socket, "no AF_XDP socket on the queue and no_socket is drop")          \
+	X(4, shed, "a low-priority rule was shed by the governor")                      \
+	X(16, rx_dropped, "kernel: no frame in the fill ring, or larger than a frame")  \
+	X(17, rx_ring_full, "kernel: the RX ring was full")                             \
+	X(18, invalid_metadata, "a received frame carried no valid metadata record")    \
+	X(19, link, "the link itself lost the frame before XDP saw it")                 \
+	X(20, too_many_fragments, "a packet of more frames than OC_FRAGS_MAX")          \
+	X(32, consumer, "the consumer of kind drop took it")                            \
+	X(33, no_consumer, "the rule names no consumer")                                \
+	X(34, forward_ring_full, "forward: the TX ring of the other port was full")     \
+	X(35, forward_too_long, "forward: longer than the other port's frame")
+
+enum oc_drop_reason {
+#define X(number, name, text) OC_DROP_##name = number,
+	OC_DROP_REASONS(X)
+#undef X
+	OC_DROP_MAX = 64
+};
+
+#endif
