@@ -18,7 +18,7 @@ import numpy as np
 
 from cython_ext.atomics cimport (count_u64, likely, load_acquire_u32, load_acquire_u64,
                                  store_release_u32, store_release_u64, store_relaxed_u64, unlikely)
-from cython_ext.frames cimport Frames, frame_free, oc_umem
+from cython_ext.frames cimport Frames, frame_free, frames_free, oc_umem
 from cython_ext.queue cimport (BURST, FRAGS_MAX, Queue, burst_alloc, burst_dispose, now_ns,
                                oc_burst, oc_queue, reap)
 
@@ -75,8 +75,6 @@ cdef inline oc_route* route_of(oc_routes* table, uint32_t rule_id) noexcept nogi
 
 
 cdef inline void swap_macs(uint8_t* packet) noexcept nogil:
-    cdef uint64_t low
-    cdef uint32_t a, b
     cdef uint8_t[6] mac
     memcpy(mac, packet, 6)
     memcpy(packet, packet + 6, 6)
@@ -97,49 +95,86 @@ cdef inline void gather(oc_lane* to, const oc_burst* b, uint32_t first, uint32_t
 
 
 cdef void deliver(oc_worker* w, oc_lane* lane, const oc_burst* b, uint64_t when) noexcept nogil:
-    """Every packet of the burst to the consumers of its rule; then home, or to a TX list."""
-    cdef oc_umem* um = lane.q.um
-    cdef oc_route* route = NULL
-    cdef oc_lane* to
-    cdef oc_consumer* c
-    cdef uint32_t i, k, f, last, rule = 0, sender
-    cdef uint64_t took
+    """Every packet of the burst to the consumers of its rule; then home, or to a TX list.
+
+    Packets come in runs of one rule (a flow, a feed): the route is looked up and the accounts are
+    written once a run.
+    """
+    cdef uint32_t i = 0, end, n = b.packets, rule
+    cdef uint64_t total
+    cdef const uint32_t* rules = b.rule_id
+    cdef const uint32_t* lengths = b.length
+    record_latency(w, b, when)
+    while i < n:
+        rule = rules[i]
+        end = i
+        total = 0
+        while end < n and rules[end] == rule:
+            total += lengths[end]
+            end += 1
+        deliver_run(w, lane, b, route_of(lane.routes, rule), i, end, total)
+        i = end
+
+
+cdef void record_latency(oc_worker* w, const oc_burst* b, uint64_t when) noexcept nogil:
+    """XDP timestamp to this burst, for every packet; equal buckets in a row are one addition."""
+    cdef const uint64_t* timestamps = b.timestamp_ns
+    cdef uint32_t i, bucket, last = 0, same = 0
+    cdef uint64_t took, largest = w.latency_max
     for i in range(b.packets):
-        if unlikely(b.rule_id[i] != rule or route == NULL):
-            rule = b.rule_id[i]
-            route = route_of(lane.routes, rule)
-        last = b.first[i + 1] if i + 1 < b.packets else b.frags
-        if likely(b.timestamp_ns[i] != 0):
-            took = when - b.timestamp_ns[i] if when > b.timestamp_ns[i] else 0
-            w.latency[bucket_of(took)] += 1
-            if took > w.latency_max:
-                w.latency_max = took
-        to = NULL
-        sender = 0
-        if unlikely(route == NULL or route.n == 0):
-            count_u64(&lane.dropped_no_consumer, 1)
-        else:
-            for k in range(route.n):
-                c = &w.consumers[route.consumer[k]]
-                count_u64(&c.frames, 1)
-                count_u64(&c.bytes, b.length[i])
-                if c.kind == COUNT:
-                    continue
-                if c.kind == DROP:
-                    count_u64(&lane.dropped_consumer, 1)
-                elif c.kind == REFLECT:
-                    to = lane
-                    sender = route.consumer[k]
-                    if b.bytes[b.first[i]] >= 12:
-                        swap_macs(um.base + b.addr[b.first[i]])
-                else:
-                    to = &w.lanes[c.target]
-                    sender = route.consumer[k]
-        if to != NULL and to.pending + (last - b.first[i]) <= TX_MAX:
-            gather(to, b, b.first[i], last, sender)
+        took = when - timestamps[i] if when > timestamps[i] else 0
+        bucket = bucket_of(took)
+        if unlikely(took > largest and timestamps[i] != 0):
+            largest = took
+        if likely(bucket == last):
+            same += 1
             continue
-        for f in range(b.first[i], last):
-            frame_free(um, b.frame[f])
+        w.latency[last] += same
+        last = bucket
+        same = 1
+    w.latency[last] += same
+    w.latency_max = largest
+
+
+cdef void deliver_run(oc_worker* w, oc_lane* lane, const oc_burst* b, const oc_route* route,
+                      uint32_t start, uint32_t end, uint64_t total) noexcept nogil:
+    """Packets start..end-1 to the consumers of one route."""
+    cdef oc_umem* um = lane.q.um
+    cdef oc_lane* to = NULL
+    cdef oc_consumer* c
+    cdef bint reflect = False
+    cdef uint32_t i, k, first, last, sender = 0, n = end - start
+    cdef uint32_t frags_end = b.first[end] if end < b.packets else b.frags
+    if unlikely(route == NULL or route.n == 0):
+        count_u64(&lane.dropped_no_consumer, n)
+    else:
+        for k in range(route.n):
+            c = &w.consumers[route.consumer[k]]
+            count_u64(&c.frames, n)
+            count_u64(&c.bytes, total)
+            if c.kind == DROP:
+                count_u64(&lane.dropped_consumer, n)
+            elif c.kind == REFLECT:
+                to = lane
+                reflect = True
+                sender = route.consumer[k]
+            elif c.kind == FORWARD:
+                to = &w.lanes[c.target]
+                sender = route.consumer[k]
+    if to == NULL:
+        frames_free(um, b.frame + b.first[start], frags_end - b.first[start])
+        return
+    for i in range(start, end):
+        first = b.first[i]
+        last = b.first[i + 1] if i + 1 < b.packets else b.frags
+        if reflect and b.bytes[first] >= 12:
+            swap_macs(um.base + b.addr[first])
+        if likely(to.pending + (last - first) <= TX_MAX):
+            gather(to, b, first, last, sender)
+            continue
+        frames_free(um, b.frame + first, last - first)
+        count_u64(&w.consumers[sender].dropped, 1)
+        count_u64(&lane.dropped_forward, 1)
 
 
 cdef void send_gathered(oc_worker* w, oc_lane* lane) noexcept nogil:
