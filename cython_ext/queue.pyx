@@ -31,8 +31,8 @@ cdef uint64_t now_ns() noexcept nogil:
 
 # ------------------------------------------------------------------------------------- bursts
 
-cdef int burst_alloc(oc_burst* b, uint32_t packets_max, uint32_t frags_max) except -1:
-    """One block for all columns, widest first so that each is aligned."""
+cdef Py_ssize_t burst_alloc(oc_burst* b, uint32_t packets_max, uint32_t frags_max) except -1:
+    """One block for all columns, widest first so that each is aligned; returns its bytes."""
     cdef size_t per_packet = 8 + 4 * 4, per_frag = 8 + 3 * 4
     cdef uint8_t* p
     memset(b, 0, sizeof(oc_burst))
@@ -51,7 +51,7 @@ cdef int burst_alloc(oc_burst* b, uint32_t packets_max, uint32_t frags_max) exce
     b.bytes = b.first + packets_max
     b.frame = b.bytes + frags_max
     b.generation = b.frame + frags_max
-    return 0
+    return packets_max * per_packet + frags_max * per_frag
 
 
 cdef void burst_dispose(oc_burst* b) noexcept nogil:
