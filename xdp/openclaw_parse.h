@@ -75,8 +75,10 @@
 /* bcc parses for the host and generates for BPF: it never defines __bpf__, but __BPF_TRACING__. */
 #if defined(__clang__) && (defined(__bpf__) || defined(__BPF_TRACING__) || defined(__KERNEL__))
 #define OC_UNROLL _Pragma("unroll")
+#define OC_HIDE(value) __asm__ volatile("" : "+r"(value))
 #else
 #define OC_UNROLL
+#define OC_HIDE(value) (void)(value)
 #endif
 
 struct oc_packet {
@@ -99,8 +101,9 @@ _Static_assert(sizeof(struct oc_packet) == 26, "shared by three compilers");
 /* The one cursor. Only the helpers below move it. */
 struct oc_cursor {
 	const unsigned char *pos;
-	const unsigned char *start;
+	const unsigned char *start; /* of the frame, then of the IP header: see oc_rebase */
 	const unsigned char *end;
+	unsigned int base; /* offset of start in the frame */
 	unsigned int left; /* bytes that remain by the IP header's own length */
 };
 
@@ -115,9 +118,40 @@ OC_INLINE int oc_stop(struct oc_packet *p, unsigned int flag)
 	return -1;
 }
 
+/* How far the cursor is behind `start`. Hidden, or the compiler regroups base + pos - start into
+ * number minus pointer, which the verifier refuses. */
+OC_INLINE unsigned int oc_distance(const struct oc_cursor *c)
+{
+	unsigned long distance = c->pos - c->start;
+
+	OC_HIDE(distance);
+	return distance;
+}
+
 OC_INLINE unsigned short oc_offset(const struct oc_cursor *c)
 {
-	return (unsigned short)(c->pos - c->start);
+	return (unsigned short)(c->base + oc_distance(c));
+}
+
+/* Moves on by what the caller has checked against the end. The verifier walks every path and
+ * forgets one only where its state equals another's: 4 tag counts, 9 label counts and 3 kinds of
+ * extension header multiplied to 750,000 verified instructions of the million allowed. The
+ * difference of two packet pointers is a number it knows nothing about, so a cursor rebuilt from
+ * it is the same on all paths; with oc_rebase 45,000 are left. The mask gives a range back: no
+ * chain of ours is longer than 14 + 12 + 32 + 40 + 6 * 2048 + 60 bytes. */
+OC_INLINE void oc_advance(struct oc_cursor *c, unsigned int bytes)
+{
+	c->pos += bytes;
+	c->pos = c->start + (oc_distance(c) & 0x3fff);
+}
+
+/* Counts from the cursor on. The verifier remembers how many bytes behind `start` were checked,
+ * which differs between tag and label counts and keeps their paths apart; a new start has none. */
+OC_INLINE void oc_rebase(struct oc_cursor *c)
+{
+	c->base += oc_distance(c) & 0x3fff;
+	oc_advance(c, 0);
+	c->start = c->pos;
 }
 
 /* Ethernet and VLAN tags; the EtherType behind them. */
@@ -201,7 +235,7 @@ OC_INLINE int oc_ipv4(struct oc_cursor *c, struct oc_packet *p)
 		return oc_stop(p, OC_PKT_BOGUS);
 	if (c->pos + header > c->end)
 		return oc_stop(p, OC_PKT_TRUNCATED);
-	c->pos += header;
+	oc_advance(c, header);
 	c->left = total ? total - header : 0xffff;
 	if (total && c->pos + c->left > c->end)
 		p->flags |= OC_PKT_TRUNCATED;
@@ -240,7 +274,7 @@ OC_INLINE int oc_ipv6_extension(struct oc_cursor *c, struct oc_packet *p, unsign
 		p->flags |= OC_PKT_FIRST_FRAGMENT;
 	if (c->pos + bytes > c->end)
 		return oc_stop(p, OC_PKT_TRUNCATED);
-	c->pos += bytes;
+	oc_advance(c, bytes);
 	c->left -= bytes;
 	p->ip_proto = *next;
 	if (fragment & 0xfff8) {
@@ -330,7 +364,7 @@ OC_INLINE int oc_transport(struct oc_cursor *c, struct oc_packet *p, unsigned in
 		if (c->pos + header > c->end)
 			return oc_stop(p, OC_PKT_TRUNCATED);
 	}
-	c->pos += header;
+	oc_advance(c, header);
 	p->payload_offset = oc_offset(c);
 	return 0;
 }
@@ -338,7 +372,7 @@ OC_INLINE int oc_transport(struct oc_cursor *c, struct oc_packet *p, unsigned in
 /* Parses one frame. Always fills *out; returns OC_LAYER_*. */
 OC_INLINE int oc_parse(const void *data, const void *data_end, struct oc_packet *out)
 {
-	struct oc_cursor c = { data, data, data_end, 0 };
+	struct oc_cursor c = { data, data, data_end, 0, 0 };
 	int type, proto;
 
 	__builtin_memset(out, 0, sizeof *out);
@@ -354,6 +388,7 @@ OC_INLINE int oc_parse(const void *data, const void *data_end, struct oc_packet 
 		return OC_LAYER_LINK;
 	}
 	out->l3_offset = oc_offset(&c);
+	oc_rebase(&c);
 	if (type == OC_ETH_ARP)
 		return OC_LAYER_NETWORK;
 	proto = type == OC_ETH_IPV4 ? oc_ipv4(&c, out) : oc_ipv6(&c, out);
