@@ -8,9 +8,9 @@
  * in IP), no LLC/SNAP and no ESP. It is longer than a BPF file should be, because one text that
  * includes nothing is what all three compilers can take.
  *
- *   frame  | Ethernet 14 | 0..3 x VLAN 4 | 0..8 x MPLS 4 | IPv4 20..60           | TCP UDP SCTP ICMP
- *                                                        | IPv6 40 + 0..6 x ext  |
- *          0                                             l3_offset               l4_offset  payload
+ *   | Ethernet 14 | 0..3 x VLAN 4 | 0..8 x MPLS 4 | IPv4 20..60          | TCP UDP SCTP ICMP |
+ *                                                   | IPv6 40 + 0..6 x ext |                   |
+ *   0                                               l3_offset              l4_offset   payload_offset
  *
  * How it fails: a helper that meets the end of the frame or a value that cannot be returns -1,
  * having set OC_PKT_TRUNCATED, OC_PKT_BOGUS or OC_PKT_TOO_DEEP; what was found before stays in the
@@ -24,8 +24,8 @@
 #ifndef OPENCLAW_PARSE_H
 #define OPENCLAW_PARSE_H
 
-#define OC_VLAN_MAX 3u       /* customer, service and one carrier tag; more is not seen in the field */
-#define OC_MPLS_MAX 8u       /* deepest stack of segment routing in common silicon is 8 to 10 */
+#define OC_VLAN_MAX 3u        /* customer, service and one carrier tag */
+#define OC_MPLS_MAX 8u        /* deepest stack of segment routing in common silicon is 8 to 10 */
 #define OC_EXT_HEADERS_MAX 6u /* RFC 8200 section 4.1 lists 6 that may precede the upper layer */
 
 /* Flags of struct oc_packet. */
@@ -49,7 +49,7 @@
 #define OC_MGMT_DHCP 0x4u /* UDP 67, 68 over IPv4; 546, 547 over IPv6 */
 #define OC_MGMT_SSH 0x8u  /* TCP port 22, either side */
 
-/* Spelled as numbers with our own prefix: kernel and libc headers disagree about who defines them. */
+/* With a prefix of our own: kernel and libc headers disagree about who defines these. */
 #define OC_ETH_IPV4 0x0800u
 #define OC_ETH_ARP 0x0806u
 #define OC_ETH_VLAN 0x8100u
