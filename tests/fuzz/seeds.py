@@ -1,10 +1,10 @@
 """Writes a seed corpus for the parser's fuzz target: one file per shape of packet in the captures.
 
 A shape is what the parser says of a packet without its ports, so that thousands of packets become
-some hundred seeds. Nothing is committed: the corpus is made for each run. Without captures a few
-hand-made frames remain.
+some hundred seeds; with --all every different packet is one. Nothing is committed: the corpus is
+made for each run. Without captures a few hand-made frames remain.
 
-usage: seeds.py CORPUS_DIRECTORY [CAPTURES_DIRECTORY]
+usage: seeds.py CORPUS_DIRECTORY CAPTURES_DIRECTORY [--all]
 """
 
 import hashlib
@@ -27,31 +27,33 @@ HAND_MADE = {
 }
 
 
-def shapes(captures: Path):
+def packets(captures: Path):
     for path in sorted(captures.rglob("*.pcap*")):
         try:
             capture = read_capture(path)
         except OpenClawError as error:
             print(f"seeds: {error}", file=sys.stderr)
             continue
-        if capture.link_type != ETHERNET:
-            continue
-        for packet in capture:
-            head = bytes(packet[:BYTES_MAX])
-            parsed = parser.parse(head)
-            yield parsed._replace(sport=None, dport=None, vlan=len(parsed.vlan)), head
+        if capture.link_type == ETHERNET:
+            yield from capture
 
 
-def main(corpus: Path, captures: Path | None) -> None:
+def shape(packet: bytes) -> object:
+    parsed = parser.parse(packet)
+    return parsed._replace(sport=None, dport=None, vlan=len(parsed.vlan))
+
+
+def main(corpus: Path, captures: Path, every: bool) -> None:
     corpus.mkdir(parents=True, exist_ok=True)
     seeds = {name: bytes.fromhex(text) for name, text in HAND_MADE.items()}
-    if captures and captures.is_dir():
-        for shape, head in shapes(captures):
-            seeds.setdefault(hashlib.sha256(repr(shape).encode()).hexdigest()[:16], head)
+    for packet in packets(captures):
+        head = bytes(packet[:BYTES_MAX])
+        key = head if every else repr(shape(head)).encode()
+        seeds.setdefault(hashlib.sha256(key).hexdigest()[:32], head)
     for name, head in seeds.items():
         (corpus / name).write_bytes(head)
     print(f"seeds: {len(seeds)} in {corpus}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)
+    main(Path(sys.argv[1]), Path(sys.argv[2]), "--all" in sys.argv[3:])
