@@ -1,0 +1,35 @@
+"""Every maximum of the control side, in one place, each with where it comes from.
+
+Owns numbers only. What the kernel program shares with user space has its limits in
+xdp/openclaw_abi.h. Standard library only.
+"""
+
+from __future__ import annotations
+
+# ------------------------------------------------------------------ rules and steering
+RULES_MAX = 256  # OC_RULES_MAX of xdp/openclaw_abi.h: entries of the counter maps
+QUEUES_MAX = 128  # OC_QUEUES_MAX of xdp/openclaw_abi.h: entries of the socket map
+MATCH_LENGTH_MAX = 65_536  # characters of a filter expression; a list of 2,000 hosts is 40,000
+SAMPLE_MAX = 1 << 31  # one of N; the counter in the program is 32 bits wide
+PRIORITY_MAX = 255  # 0 is shed last
+
+# ------------------------------------------------------------------ configuration
+CONFIG_BYTES_MAX = 4 << 20  # 256 rules of the longest usual expression, with room
+PORTS_MAX = 64
+CONSUMERS_MAX = 256
+NAME_LENGTH_MAX = 32  # of ports and consumers: they become label values and file names
+INTERFACE_NAME_MAX = 15  # IFNAMSIZ (16) less the terminating zero
+SOCKET_PATH_MAX = 107  # sun_path (108) less the terminating zero
+DIRECTORIES_MAX = 16  # of one recording consumer
+
+# ------------------------------------------------------------------ memory
+FRAME_BYTES = (2048, 4096)  # the kernel refuses 256, 1024 and 8192 for an aligned UMEM
+FRAMES_PER_QUEUE_MIN = 1024  # 512 to receive and 512 to send: a smaller ring starves at once
+FRAMES_PER_QUEUE_MAX = 1 << 20  # 4 GiB of 4,096-byte frames for one queue
+MID_CAP_MIB_MAX = 1 << 20  # 1 TiB
+NUMA_NODES_MAX = 1024  # MAX_NUMNODES of Debian's kernels
+HOLD_MS_MAX = 3_600_000  # an hour: a longer hold is a leak
+
+# ------------------------------------------------------------------ network
+MTU_MAX = 65_535  # the largest that veth takes
+LAB_QUEUES_MAX = 64
