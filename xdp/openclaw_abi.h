@@ -68,8 +68,9 @@ struct oc_counters {
 	unsigned long long management;           /* of those: ARP, ND, DHCP, SSH that no rule names */
 	unsigned long long dropped[OC_DROP_MAX]; /* by reason */
 	unsigned long long rules[OC_RULES_MAX];  /* packets that the rule decided */
+	unsigned int scratch[16];                /* of the program at work; no counter */
 };
-_Static_assert(sizeof(struct oc_counters) == 8 * (4 + 64 + 256), "user space reads it as u64[]");
+_Static_assert(sizeof(struct oc_counters) == 8 * (4 + 64 + 256 + 8), "user space reads it as u64[]");
 
 /* ------------------------------------------------- what an offline program returns:
  * rule id << OC_VERDICT_BITS | verdict. Ids stay below 2^30. */

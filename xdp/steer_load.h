@@ -94,11 +94,14 @@ typedef unsigned int oc_load4;
 #define OC_LSH(by) (A = (by) < 32 ? A << ((by) & 31) : 0)
 #define OC_RSH(by) (A = (by) < 32 ? A >> ((by) & 31) : 0)
 
-/* A backward jump of `ip6 protochain`: at most OC_CHAIN_MAX headers, then no match. */
+/* A backward jump of `ip6 protochain`: at most OC_CHAIN_MAX headers, then no match. The verifier
+ * walks each round; with A and X forgotten all ways through a round end alike. */
 #define OC_BACK(label, no)                                                            \
 	do {                                                                          \
 		if (++chain > OC_CHAIN_MAX)                                           \
 			goto no;                                                      \
+		A = OC_FORGET(0, A);                                                  \
+		X = OC_FORGET(1, X);                                                  \
 		goto label;                                                           \
 	} while (0)
 
