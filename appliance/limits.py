@@ -12,6 +12,8 @@ QUEUES_MAX = 128  # OC_QUEUES_MAX of xdp/openclaw_abi.h: entries of the socket m
 MATCH_LENGTH_MAX = 65_536  # characters of a filter expression; a list of 2,000 hosts is 40,000
 SAMPLE_MAX = 1 << 31  # one of N; the counter in the program is 32 bits wide
 PRIORITY_MAX = 255  # 0 is shed last
+RULE_ID_MAX = (1 << 30) - 1  # an offline verdict carries the id above two bits; ids are not reused
+FILTER_INSTRUCTIONS_MAX = 4_096  # of classic BPF; what the kernel takes as one filter (BPF_MAXINSNS)
 
 # ------------------------------------------------------------------ configuration
 CONFIG_BYTES_MAX = 4 << 20  # 256 rules of the longest usual expression, with room

@@ -13,6 +13,12 @@
 #define OC_QUEUES_MAX 128u     /* entries of the socket map: queues of one interface */
 #define OC_RULE_NONE 0u        /* rule id 0: no rule decided */
 
+/* ---------------------------------------------------- maps of the steering program.
+ * The compiler knows them by these numbers; the loader puts descriptors in their place. */
+#define OC_MAP_SOCKETS 1       /* XSKMAP: queue -> AF_XDP socket; survives a swap of rules */
+#define OC_MAP_COUNTERS 2      /* per-CPU array of one struct oc_counters; fresh for each program */
+#define OC_MAP_SHED 3          /* array of one u32: 0 off, else drop rules of this priority or above */
+
 /* ------------------------------------------- metadata record, 16 bytes, in front of the packet */
 #define OC_META_MAGIC 0x4f43u  /* "OC" */
 #define OC_META_VERSION 1u
@@ -51,5 +57,26 @@ enum oc_drop_reason {
 #undef X
 	OC_DROP_MAX = 64
 };
+
+/* ------------------------------------------------- counters of one program on one CPU.
+ * seen = consumed + passed + the sum of dropped. The index of rules[] is the place of the rule in
+ * the program, not its id: ids outlive programs, places do not. */
+struct oc_counters {
+	unsigned long long seen;
+	unsigned long long consumed;             /* handed to an AF_XDP socket */
+	unsigned long long passed;               /* left to the kernel, whatever the reason */
+	unsigned long long management;           /* of those: ARP, ND, DHCP, SSH that no rule names */
+	unsigned long long dropped[OC_DROP_MAX]; /* by reason */
+	unsigned long long rules[OC_RULES_MAX];  /* packets that the rule decided */
+	unsigned int scratch[16];                /* of the program at work; no counter */
+};
+_Static_assert(sizeof(struct oc_counters) == 8 * (4 + 64 + 256 + 8), "user space reads it as u64[]");
+
+/* ------------------------------------------------- what an offline program returns:
+ * rule id << OC_VERDICT_BITS | verdict. Ids stay below 2^30. */
+#define OC_VERDICT_PASS 0u
+#define OC_VERDICT_CONSUME 1u
+#define OC_VERDICT_DROP 2u
+#define OC_VERDICT_BITS 2
 
 #endif
