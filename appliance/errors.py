@@ -21,7 +21,7 @@ def one_line(text: object) -> str:
 
 
 class OpenClawError(Exception):
-    """Base of all errors that OpenClaw raises on purpose. The command line exits with exit_status."""
+    """Base of all errors that OpenClaw raises on purpose; the command exits with exit_status."""
 
     exit_status = 1
 

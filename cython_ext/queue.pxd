@@ -74,7 +74,7 @@ cdef struct oc_queue:
     uint64_t too_many_fragments
     uint64_t wakeups          # system calls made to move packets
 
-cdef int burst_alloc(oc_burst* b, uint32_t packets_max, uint32_t frags_max) except -1
+cdef Py_ssize_t burst_alloc(oc_burst* b, uint32_t packets_max, uint32_t frags_max) except -1
 cdef void burst_dispose(oc_burst* b) noexcept nogil
 cdef uint32_t burst_free(oc_umem* um, const oc_burst* b) noexcept nogil
 

@@ -8,24 +8,24 @@
  * in IP), no LLC/SNAP and no ESP. It is longer than a BPF file should be, because one text that
  * includes nothing is what all three compilers can take.
  *
- *   frame  | Ethernet 14 | 0..3 x VLAN 4 | 0..8 x MPLS 4 | IPv4 20..60           | TCP UDP SCTP ICMP
- *                                                        | IPv6 40 + 0..6 x ext  |
- *          0                                             l3_offset               l4_offset  payload
+ *   | Ethernet 14 | 0..3 x VLAN 4 | 0..8 x MPLS 4 | IPv4 20..60          | TCP UDP SCTP ICMP |
+ *                                                   | IPv6 40 + 0..6 x ext |                   |
+ *   0                                               l3_offset              l4_offset   payload_offset
  *
  * How it fails: a helper that meets the end of the frame or a value that cannot be returns -1,
  * having set OC_PKT_TRUNCATED, OC_PKT_BOGUS or OC_PKT_TOO_DEEP; what was found before stays in the
  * result. Hence a frame cut short never shows other ports than the whole one, only none.
  *
  * Lengths: bytes after what the IP header says (padding, trailers) are never taken for a transport
- * header. A length of 0 means "to the end of the frame": captures of segmentation offload and IPv6
- * jumbograms carry it. In XDP a packet of several frames shows only its first one here, so there
+ * header. IPv4's length 0 (captures of segmentation offload) and IPv6's in front of a hop-by-hop
+ * header (jumbogram) mean "to the end of the frame"; otherwise 0 is 0, as in Linux. In XDP a packet of several frames shows only its first one here, so there
  * OC_PKT_TRUNCATED may be set on a complete packet.
  */
 #ifndef OPENCLAW_PARSE_H
 #define OPENCLAW_PARSE_H
 
-#define OC_VLAN_MAX 3u       /* customer, service and one carrier tag; more is not seen in the field */
-#define OC_MPLS_MAX 8u       /* deepest stack of segment routing in common silicon is 8 to 10 */
+#define OC_VLAN_MAX 3u        /* customer, service and one carrier tag */
+#define OC_MPLS_MAX 8u        /* deepest stack of segment routing in common silicon is 8 to 10 */
 #define OC_EXT_HEADERS_MAX 6u /* RFC 8200 section 4.1 lists 6 that may precede the upper layer */
 
 /* Flags of struct oc_packet. */
@@ -49,7 +49,7 @@
 #define OC_MGMT_DHCP 0x4u /* UDP 67, 68 over IPv4; 546, 547 over IPv6 */
 #define OC_MGMT_SSH 0x8u  /* TCP port 22, either side */
 
-/* Spelled as numbers with our own prefix: kernel and libc headers disagree about who defines them. */
+/* With a prefix of our own: kernel and libc headers disagree about who defines these. */
 #define OC_ETH_IPV4 0x0800u
 #define OC_ETH_ARP 0x0806u
 #define OC_ETH_VLAN 0x8100u
@@ -133,11 +133,20 @@ OC_INLINE unsigned short oc_offset(const struct oc_cursor *c)
 	return (unsigned short)(c->base + oc_distance(c));
 }
 
+/* What the frame still holds. Hidden and unknown too: a constant would split the paths again. */
+OC_INLINE unsigned int oc_remaining(const struct oc_cursor *c)
+{
+	unsigned long remaining = c->end - c->pos;
+
+	OC_HIDE(remaining);
+	return remaining;
+}
+
 /* Moves on by what the caller has checked against the end. The verifier walks every path and
  * forgets one only where its state equals another's: 4 tag counts, 9 label counts and 3 kinds of
  * extension header multiplied to 750,000 verified instructions of the million allowed. The
  * difference of two packet pointers is a number it knows nothing about, so a cursor rebuilt from
- * it is the same on all paths; with oc_rebase 45,000 are left. The mask gives a range back: no
+ * it is the same on all paths; with oc_rebase 15,000 are left. The mask gives a range back: no
  * chain of ours is longer than 14 + 12 + 32 + 40 + 6 * 2048 + 60 bytes. */
 OC_INLINE void oc_advance(struct oc_cursor *c, unsigned int bytes)
 {
@@ -236,7 +245,7 @@ OC_INLINE int oc_ipv4(struct oc_cursor *c, struct oc_packet *p)
 	if (c->pos + header > c->end)
 		return oc_stop(p, OC_PKT_TRUNCATED);
 	oc_advance(c, header);
-	c->left = total ? total - header : 0xffff;
+	c->left = total ? total - header : oc_remaining(c);
 	if (total && c->pos + c->left > c->end)
 		p->flags |= OC_PKT_TRUNCATED;
 	if (fragment & 0x1fff) {
@@ -299,7 +308,7 @@ OC_INLINE int oc_ipv6(struct oc_cursor *c, struct oc_packet *p)
 	p->ip_version = 6;
 	p->ip_proto = next;
 	c->pos += 40;
-	c->left = length ? length : 0xffff;
+	c->left = length || next != OC_IP_HOP_BY_HOP ? length : oc_remaining(c);
 	if (c->pos + length > c->end)
 		p->flags |= OC_PKT_TRUNCATED;
 	OC_UNROLL
@@ -316,7 +325,14 @@ OC_INLINE int oc_ipv6(struct oc_cursor *c, struct oc_packet *p)
 	return next;
 }
 
-/* The transport header at the cursor. -1 when the frame or the IP length ends before its ports. */
+/* The IP length ends inside the transport header. A first fragment may be that short, an attack as
+ * old as RFC 1858; a whole packet may not. */
+OC_INLINE int oc_short_transport(struct oc_packet *p)
+{
+	return oc_stop(p, p->flags & OC_PKT_FIRST_FRAGMENT ? 0 : OC_PKT_BOGUS);
+}
+
+/* The transport header at the cursor. -1 when the frame or the IP length ends inside of it. */
 OC_INLINE int oc_transport(struct oc_cursor *c, struct oc_packet *p, unsigned int proto)
 {
 	unsigned int header;
@@ -344,7 +360,7 @@ OC_INLINE int oc_transport(struct oc_cursor *c, struct oc_packet *p, unsigned in
 		p->icmp_type = c->pos[0];
 	} else {
 		if (c->left < 4)
-			return oc_stop(p, OC_PKT_BOGUS);
+			return oc_short_transport(p);
 		if (c->pos + 4 > c->end)
 			return oc_stop(p, OC_PKT_TRUNCATED);
 		p->sport = oc_be16(c->pos);
@@ -352,15 +368,17 @@ OC_INLINE int oc_transport(struct oc_cursor *c, struct oc_packet *p, unsigned in
 		p->has_ports = 1;
 	}
 	if (c->left < header)
-		return oc_stop(p, OC_PKT_BOGUS);
+		return oc_short_transport(p);
 	if (c->pos + header > c->end)
 		return oc_stop(p, OC_PKT_TRUNCATED);
 	if (proto == OC_IP_TCP) {
 		if (c->pos + 13 > c->end) /* never true; the verifier forgets `header` */
 			return -1;
 		header = (c->pos[12] >> 4) * 4;
-		if (header < 20 || c->left < header)
+		if (header < 20)
 			return oc_stop(p, OC_PKT_BOGUS);
+		if (c->left < header)
+			return oc_short_transport(p);
 		if (c->pos + header > c->end)
 			return oc_stop(p, OC_PKT_TRUNCATED);
 	}

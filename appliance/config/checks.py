@@ -51,7 +51,7 @@ def _port(path: str, port: PortConfig) -> None:
     if port.backend == "afxdp" and port.interface is None:
         raise missing(f"{path}.interface", "the name of a network interface (backend afxdp)")
     if port.backend == "dpdk" and port.device is None:
-        raise missing(f"{path}.device", "a DPDK device, as net_af_xdp0,iface=veth-b or 0000:01:00.0")
+        raise missing(f"{path}.device", "a DPDK device such as net_null0 or 0000:01:00.0")
     if port.backend != "afxdp" and port.interface is not None:
         raise field_error(f"{path}.interface", port.interface, "only with backend afxdp")
     if port.backend != "dpdk" and port.device is not None:
@@ -123,9 +123,8 @@ def _rule(path: str, rule: RuleConfig, config: Config) -> None:
             raise field_error(f"{path}.consumers", name, "each consumer once")
         target = config.consumer(name).to
         if target == rule.port:
-            raise field_error(
-                f"{path}.consumers", name, f'it forwards to "{target}" itself; kind reflect does that'
-            )
+            allowed = f'one that does not send to "{target}" itself (kind reflect does)'
+            raise field_error(f"{path}.consumers", name, allowed)
     consumes = rule.action in ("consume", "sample")
     if consumes and not rule.consumers:
         raise missing(f"{path}.consumers", f"at least one with action {rule.action}, "

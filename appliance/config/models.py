@@ -80,8 +80,10 @@ def _one_of(*words: str) -> Allowed:
 
 Name = Annotated[
     str,
-    _matches(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,%d}" % (limits.NAME_LENGTH_MAX - 1)),
-    Allowed(f"1..{limits.NAME_LENGTH_MAX} letters, digits, _ . -, beginning with a letter or digit"),
+    _matches(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{limits.NAME_LENGTH_MAX - 1}}}"),
+    Allowed(
+        f"1..{limits.NAME_LENGTH_MAX} letters, digits, _ . -, beginning with a letter or digit"
+    ),
 ]
 InterfaceName = Annotated[
     str,
@@ -154,7 +156,7 @@ class RuleConfig(_Model):
     port: Name
     match: Annotated[
         str,
-        _matches(r"[^\x00]{0,%d}" % limits.MATCH_LENGTH_MAX),
+        _matches(rf"[^\x00]{{0,{limits.MATCH_LENGTH_MAX}}}"),
         Allowed(f"a pcap filter expression of at most {limits.MATCH_LENGTH_MAX} characters"),
     ]
     action: Annotated[

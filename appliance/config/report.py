@@ -48,7 +48,8 @@ def from_validation(error: ValidationError, model: type[BaseModel], data: object
     others = {_walk(model, data, one["loc"])[0] for one in found} - {path}
     more = f" (and {len(others)} more)" if others else ""
     if first["type"] == "extra_forbidden":
-        return ConfigError(f"{path}: unknown key: {_known_keys(owner, str(first['loc'][-1]))}{more}")
+        known = _known_keys(owner, str(first["loc"][-1]))
+        return ConfigError(f"{path}: unknown key: {known}{more}")
     return ConfigError(str(field_error(path, value, _allowed(field))) + more)
 
 

@@ -87,7 +87,7 @@ def test_the_defaults_are_those_of_the_manual():
 
 
 def test_a_tap_is_lossy_unless_asked_otherwise():
-    read = config.parse(SMALLEST + 'consumer = [{name="t", kind="share"}, {name="c", kind="count"}]')
+    read = config.parse(SMALLEST + 'consumer=[{name="t", kind="share"}, {name="c", kind="count"}]')
     assert [c.effective_policy for c in read.consumers] == ["lossy", "reliable"]
 
 

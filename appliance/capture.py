@@ -1,0 +1,62 @@
+"""Capture files, in and out: pcap and pcapng in, nanosecond pcap out.
+
+Owns the turning of the data plane's plain errors into OpenClaw's, so that a wrong path or a file
+that is no capture is one line and exit status 2. The reading itself is in cython_ext/capture_file
+(libpcap). It does not look into packets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from os import PathLike
+from typing import BinaryIO
+
+from appliance.dataplane import capture_file
+from appliance.errors import ConfigError, HostError
+
+__all__ = ["BYTES_MAX", "Capture", "ethernet_only", "read_capture", "write_pcap"]
+
+Capture = capture_file.Capture
+BYTES_MAX: int = capture_file.BYTES_MAX
+
+
+def read_capture(path: str | PathLike[str], *, bytes_max: int = BYTES_MAX) -> Capture:
+    """All packets of a pcap or pcapng file; "-" is standard input.
+
+    A file that is damaged further in gives what precedes the damage, and says so in `.truncated`.
+    """
+    try:
+        return capture_file.read_capture(path, bytes_max=bytes_max)
+    except OSError as error:
+        raise ConfigError(f"cannot read capture {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    except MemoryError as error:
+        raise HostError(str(error) or f"no memory for capture {path}") from error
+
+
+def write_pcap(
+    path: str | PathLike[str] | BinaryIO,
+    packets: Iterable[bytes | memoryview],
+    timestamps_ns: Iterable[int],
+    wire_lengths: Iterable[int] | None = None,
+    *,
+    link_type: int = capture_file.LINK_ETHERNET,
+) -> int:
+    """Writes packets as nanosecond pcap; returns how many."""
+    try:
+        return capture_file.write_pcap(
+            path, packets, timestamps_ns, wire_lengths, link_type=link_type
+        )
+    except OSError as error:
+        raise ConfigError(f"cannot write capture {path}: {error.strerror}") from error
+
+
+def ethernet_only(capture: Capture) -> Capture:
+    """The same capture if its packets are Ethernet frames, which is all that a port can carry."""
+    if capture.link_type != capture_file.LINK_ETHERNET:
+        raise ConfigError(
+            f"{capture.name} holds {capture.link_type_name} packets; only Ethernet (EN10MB) "
+            "captures can be sent or steered"
+        )
+    return capture

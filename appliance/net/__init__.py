@@ -1,0 +1,24 @@
+"""The host's network: namespaces, interfaces, settings that are taken back, labs.
+
+The only package that speaks netlink and ethtool. It knows nothing of XDP programs or AF_XDP
+sockets; those who do call `in_netns` to work where the interface is.
+"""
+
+from appliance.net import lab
+from appliance.net.interface import InterfaceInfo, interface, interfaces, link_statistics
+from appliance.net.lab import Lab
+from appliance.net.namespace import in_netns, namespaces
+from appliance.net.settings import Settings, recover
+
+__all__ = [
+    "InterfaceInfo",
+    "Lab",
+    "Settings",
+    "in_netns",
+    "interface",
+    "interfaces",
+    "lab",
+    "link_statistics",
+    "namespaces",
+    "recover",
+]
