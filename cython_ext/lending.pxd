@@ -1,0 +1,69 @@
+# What a program in Python holds: batches, frames, views. See lending.pyx for who keeps what alive.
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from cython_ext.frames cimport Frames, oc_umem
+from cython_ext.queue cimport Queue, oc_burst
+
+cdef struct oc_piece:             # one fragment of one packet
+    uint64_t addr
+    uint32_t bytes
+    uint32_t frame
+    uint32_t generation
+
+
+cdef class Lender:
+    """Lends frames to one consumer: its quota, and how much of it is used."""
+    cdef readonly uint32_t owner          # number in the ledger
+    cdef readonly uint32_t quota          # frames that may be held or viewed past their batch
+    cdef readonly uint32_t pinned         # frames held or viewed now
+    cdef readonly int64_t clock_offset_ns # CLOCK_REALTIME - CLOCK_MONOTONIC, taken once at open
+    cdef list blocks                      # idle column blocks
+    cdef set batches                      # batches not yet released
+    cdef Block take_block(self, uint32_t packets_max, bint multi_buffer)
+    cdef int pin(self, Frame frame) except -1
+    cdef void unpin(self, Frame frame) noexcept
+
+
+cdef class Columns:
+    cdef oc_burst b
+    cdef Py_ssize_t bytes
+
+
+cdef class Block:
+    cdef Columns columns
+    cdef oc_burst* b                      # the columns' burst
+    cdef object lengths                   # numpy arrays over the columns, full capacity
+    cdef object timestamps
+    cdef object rule_ids
+    cdef bint idle(self)
+    cdef _array(self, dtype, void* where)
+
+
+cdef class Batch:
+    cdef Lender lender
+    cdef Queue queue
+    cdef Block block
+    cdef uint32_t count
+    cdef list made                        # Frame objects that were asked for, by packet
+    cdef Frame make(self, uint32_t i)
+    cdef int alive(self) except -1
+
+
+cdef class Frame:
+    cdef Lender lender
+    cdef Queue queue
+    cdef readonly uint32_t length
+    cdef readonly uint32_t rule_id
+    cdef readonly uint64_t timestamp_ns
+    cdef uint32_t pieces
+    cdef oc_piece one
+    cdef oc_piece* many                   # NULL unless pieces > 1
+    cdef uint32_t holds
+    cdef uint32_t exports
+    cdef bytes gathered
+    cdef oc_piece* piece(self, uint32_t i) noexcept
+    cdef bint is_alive(self) noexcept
+    cdef int check(self) except -1
+    cdef bytes _gather(self)
+    cdef int export_begin(self) except -1
+    cdef void export_end(self) noexcept
+    cdef void sent(self) noexcept

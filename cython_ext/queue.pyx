@@ -1,0 +1,385 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=True
+"""One queue of a port: bursts in and out, over whatever back-end fills in the verbs.
+
+Here stands what AF_XDP and loop share: taking a burst from the RX ring, replacement first;
+posting FILL; sending; reaping completions. It owns the accounts of the queue. Opening and closing
+belong to the back-ends (xsk.pyx, loop.pyx).
+"""
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+from cython_ext.atomics cimport count_u64, likely, prefetch, unlikely
+from cython_ext.frames cimport (FILL, LEASED, RX, TX, Frames, frame_free, frame_mark,
+                                frame_release_leased, oc_entry, oc_umem, word_generation, word_of,
+                                word_state)
+from cython_ext.frames cimport OC_LEDGER_ON, store_relaxed_u64
+from cython_ext.rings cimport (oc_desc, oc_ring, ring_addr, ring_desc, ring_free, ring_publish,
+                               ring_ready, ring_release)
+
+cdef extern from "oc_xdp.h":
+    enum:
+        XDP_PKT_CONTD
+
+
+cdef uint64_t now_ns() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return <uint64_t>t.tv_sec * 1000000000 + t.tv_nsec
+
+
+# ------------------------------------------------------------------------------------- bursts
+
+cdef Py_ssize_t burst_alloc(oc_burst* b, uint32_t packets_max, uint32_t frags_max) except -1:
+    """One block for all columns, widest first so that each is aligned; returns its bytes."""
+    cdef size_t per_packet = 8 + 4 * 4, per_frag = 8 + 3 * 4
+    cdef uint8_t* p
+    memset(b, 0, sizeof(oc_burst))
+    p = <uint8_t*>calloc(1, packets_max * per_packet + frags_max * per_frag)
+    if p == NULL:
+        raise MemoryError(f"a burst of {packets_max} packets")
+    b.block = p
+    b.packets_max = packets_max
+    b.frags_max = frags_max
+    b.timestamp_ns = <uint64_t*>p
+    b.addr = b.timestamp_ns + packets_max
+    b.length = <uint32_t*>(b.addr + frags_max)
+    b.rule_id = b.length + packets_max
+    b.flags = b.rule_id + packets_max
+    b.first = b.flags + packets_max
+    b.bytes = b.first + packets_max
+    b.frame = b.bytes + frags_max
+    b.generation = b.frame + frags_max
+    return packets_max * per_packet + frags_max * per_frag
+
+
+cdef void burst_dispose(oc_burst* b) noexcept nogil:
+    free(b.block)
+    b.block = NULL
+
+
+cdef uint32_t burst_free(oc_umem* um, const oc_burst* b) noexcept nogil:
+    """Gives back every frame that the burst still holds; returns how many came home now."""
+    cdef uint32_t i, before = um.rx_free_n
+    for i in range(b.frags):
+        frame_release_leased(um, b.frame[i], b.generation[i])
+    return um.rx_free_n - before
+
+
+# ------------------------------------------------------------------------------------ receiving
+
+cdef uint32_t fill_up(oc_queue* q, uint32_t more) noexcept nogil:
+    """Posts up to `more` free frames to FILL; returns how many there was memory and room for."""
+    cdef oc_umem* um = q.um
+    cdef oc_ring* r = &q.fill
+    cdef uint32_t i, frame, n = more, room
+    if n > um.rx_free_n:
+        n = um.rx_free_n
+    room = ring_free(r, n)
+    if n > room:
+        n = room
+    for i in range(n):
+        frame = um.rx_free[um.rx_free_n - 1 - i]
+        frame_mark(um, frame, 0, 0, FILL)
+        ring_addr(r, r.mine + i)[0] = <uint64_t>frame << um.frame_shift
+    um.rx_free_n -= n
+    r.mine += n
+    q.filled += n
+    if n:
+        ring_publish(r)
+    return n
+
+
+cdef uint32_t whole_packets(oc_queue* q, uint32_t descriptors, uint32_t packets) noexcept nogil:
+    """How many of the ready descriptors make up complete packets, at most `packets` of them."""
+    cdef uint32_t i, ended = 0, found = 0
+    for i in range(descriptors):
+        if not ring_desc(&q.rx, q.rx.mine + i).options & XDP_PKT_CONTD:
+            ended = i + 1
+            found += 1
+            if found == packets:
+                break
+    return ended
+
+
+cdef inline bint take_frame(oc_queue* q, oc_burst* b, uint32_t k, uint64_t addr, uint32_t length,
+                            uint32_t owner, uint64_t when) noexcept nogil:
+    """Row k of the fragment columns; False if this is no frame that we had posted."""
+    cdef oc_umem* um = q.um
+    cdef uint32_t frame = <uint32_t>(addr >> um.frame_shift)
+    cdef oc_entry* entry
+    cdef uint64_t word
+    if unlikely(addr >= um.bytes
+                or (addr & (um.frame_bytes - 1)) + length > um.frame_bytes):
+        return False
+    b.addr[k] = addr
+    b.bytes[k] = length
+    b.frame[k] = frame
+    if OC_LEDGER_ON:
+        entry = &um.ledger[frame]
+        word = entry.word
+        if unlikely(word_state(word) != FILL):
+            return False
+        b.generation[k] = word_generation(word)
+        store_relaxed_u64(&entry.word, word_of(word_generation(word), owner, 1,
+                                               LEASED if owner else RX))
+        store_relaxed_u64(&entry.since_ns, when)
+    return True
+
+
+cdef inline void read_metadata(oc_queue* q, oc_burst* b, uint32_t packet,
+                               uint64_t addr) noexcept nogil:
+    cdef oc_meta* meta = <oc_meta*>(q.um.base + addr - sizeof(oc_meta))
+    if likely(meta.magic == OC_META_MAGIC and meta.version == OC_META_VERSION):
+        b.rule_id[packet] = meta.rule_id
+        b.flags[packet] = meta.flags
+        b.timestamp_ns[packet] = meta.timestamp_ns
+    else:
+        # Only our own program feeds our sockets, so this is a driver that lost the record.
+        b.rule_id[packet] = 0
+        b.flags[packet] = 0
+        b.timestamp_ns[packet] = 0
+        q.invalid_metadata += 1
+
+
+cdef uint32_t rings_rx_burst(oc_queue* q, oc_burst* b, uint32_t packets_max, uint32_t owner,
+                             uint64_t when) noexcept nogil:
+    """Takes up to packets_max whole packets; returns how many.
+
+    Replacement first: every descriptor taken is matched by a frame posted to FILL beforehand, or
+    it stays in the ring (counted in `starved`). The kernel can then never run dry because of us.
+    """
+    cdef oc_umem* um = q.um
+    cdef uint32_t n, room, surplus, i, k = 0, taken = 0
+    cdef uint64_t total = 0
+    cdef oc_desc* d
+    b.packets = 0
+    b.frags = 0
+    if packets_max > b.packets_max:
+        packets_max = b.packets_max
+    n = ring_ready(&q.rx, b.frags_max if q.multi_buffer else packets_max)
+    if n > (b.frags_max if q.multi_buffer else packets_max):
+        n = b.frags_max if q.multi_buffer else packets_max
+    if n == 0:
+        return 0
+    surplus = q.filled - q.fill_target if q.filled > q.fill_target else 0
+    room = ring_free(&q.fill, n)
+    if room > um.rx_free_n:
+        room = um.rx_free_n
+    room += surplus
+    if n > room:
+        n = room
+        q.starved += 1
+    if q.multi_buffer:
+        return multi_rx_burst(q, b, n, packets_max, owner, when, surplus)
+    if n > surplus:
+        fill_up(q, n - surplus)
+    for i in range(n):
+        d = ring_desc(&q.rx, q.rx.mine + i)
+        prefetch(um.base + ring_desc(&q.rx, q.rx.mine + i + 4).addr - 16)
+        if unlikely(not take_frame(q, b, k, d.addr, d.len, owner, when)):
+            q.bad_descriptors += 1
+            continue
+        b.length[k] = b.bytes[k]
+        b.first[k] = k
+        total += b.bytes[k]
+        read_metadata(q, b, k, b.addr[k])
+        k += 1
+    q.rx.mine += n
+    ring_release(&q.rx)
+    q.filled -= k
+    b.packets = k
+    b.frags = k
+    count_u64(&q.rx_frames, k)
+    count_u64(&q.rx_bytes, total)
+    return k
+
+
+cdef uint32_t multi_rx_burst(oc_queue* q, oc_burst* b, uint32_t n, uint32_t packets_max,
+                             uint32_t owner, uint64_t when, uint32_t surplus) noexcept nogil:
+    """As above, for packets that may span several descriptors: only complete ones are taken."""
+    cdef uint32_t ready = n, i, k = 0, packet = 0, start = 0, length = 0, given = 0
+    cdef bint broken = False
+    cdef uint64_t total = 0
+    cdef oc_desc* d
+    cdef uint64_t addr
+    cdef uint32_t options, nbytes
+    n = whole_packets(q, ready, packets_max)
+    if n == 0:
+        if ready < b.frags_max:
+            return 0
+        n = ready                 # longer than any packet can be: taken, and dropped below
+    if n > surplus:
+        fill_up(q, n - surplus)
+    for i in range(n):
+        d = ring_desc(&q.rx, q.rx.mine + i)
+        addr = d.addr
+        nbytes = d.len
+        options = d.options
+        if take_frame(q, b, k, addr, nbytes, owner, when):
+            k += 1
+            given += 1
+            length += nbytes
+        else:
+            q.bad_descriptors += 1
+            broken = True
+        if options & XDP_PKT_CONTD and i + 1 < n:
+            continue
+        if unlikely(broken or k - start > FRAGS_MAX or options & XDP_PKT_CONTD):
+            if not broken:
+                q.too_many_fragments += 1
+            while k > start:
+                k -= 1
+                frame_free(q.um, b.frame[k])
+        else:
+            b.first[packet] = start
+            b.length[packet] = length
+            total += length
+            read_metadata(q, b, packet, b.addr[start])
+            if k - start > 1:
+                b.flags[packet] |= OC_META_FRAGS
+            packet += 1
+        start = k
+        length = 0
+        broken = False
+    q.rx.mine += n
+    ring_release(&q.rx)
+    q.filled -= given
+    b.packets = packet
+    b.frags = k
+    count_u64(&q.rx_frames, packet)
+    count_u64(&q.rx_bytes, total)
+    return packet
+
+
+# -------------------------------------------------------------------------------------- sending
+
+cdef uint32_t rings_tx_burst(oc_queue* q, const uint32_t* frame, const uint64_t* addr,
+                             const uint32_t* length, const uint32_t* options,
+                             uint32_t n) noexcept nogil:
+    """Queues descriptors 0..n-1 for sending, whole packets only; returns how many were taken.
+
+    The frames taken are the kernel's until their completion; the others stay the caller's. A
+    descriptor that does not lie inside its frame ends the burst: the kernel would swallow it
+    without a completion, and the frame with it. `options` may be NULL: one frame a packet.
+    """
+    cdef oc_umem* um = q.um
+    cdef oc_ring* r = &q.tx
+    cdef uint32_t i, room = ring_free(r, n), packets = 0
+    cdef uint64_t total = 0
+    cdef oc_desc* d
+    if n > room:
+        n = room
+    for i in range(n):
+        if unlikely(<uint64_t>frame[i] != addr[i] >> um.frame_shift or addr[i] >= um.bytes
+                    or (addr[i] & (um.frame_bytes - 1)) + length[i] > um.frame_bytes):
+            q.bad_descriptors += 1
+            n = i
+            break
+    if options != NULL:
+        while n and options[n - 1] & XDP_PKT_CONTD:
+            n -= 1
+    for i in range(n):
+        d = ring_desc(r, r.mine + i)
+        d.addr = addr[i]
+        d.len = length[i]
+        d.options = options[i] if options != NULL else 0
+        packets += not d.options & XDP_PKT_CONTD
+        total += length[i]
+        frame_mark(um, frame[i], 0, 0, TX)
+    r.mine += n
+    if n:
+        ring_publish(r)
+    q.sending += n
+    count_u64(&q.tx_frames, packets)
+    count_u64(&q.tx_bytes, total)
+    return n
+
+
+cdef uint32_t reap(oc_queue* q) noexcept nogil:
+    """Takes all completions; each frame goes home to the pool it came from."""
+    cdef oc_umem* um = q.um
+    cdef oc_ring* r = &q.completion
+    cdef uint32_t i, frame, home = 0, n = ring_ready(r, r.size)
+    cdef uint64_t addr
+    for i in range(n):
+        addr = ring_addr(r, r.mine + i)[0]
+        frame = <uint32_t>(addr >> um.frame_shift)
+        if unlikely(addr >= um.bytes
+                    or (OC_LEDGER_ON and word_state(um.ledger[frame].word) != TX)):
+            q.bad_descriptors += 1
+            continue
+        frame_free(um, frame)
+        home += 1
+    r.mine += n
+    if n:
+        ring_release(r)
+    q.sending -= home
+    return home
+
+
+# --------------------------------------------------------------------------------- Python's view
+
+cdef class Queue:
+    """What every back-end's queue has in Python: its accounts, and close."""
+
+    @property
+    def fd(self):
+        """What poll() waits on; -1 if there is nothing to wait on."""
+        return self.q.fd
+
+    @property
+    def queue_id(self):
+        return self.q.queue_id
+
+    @property
+    def outstanding(self):
+        """Frames queued for sending that have not completed."""
+        return self.q.sending
+
+    @property
+    def filled(self):
+        """Frames in the kernel's hands for receiving."""
+        return self.q.filled
+
+    def set_fill_target(self, uint32_t frames):
+        """How many frames to keep posted; lowering it withholds FILL (back-pressure)."""
+        self.q.fill_target = frames
+
+    def statistics(self):
+        """The counters that we keep ourselves, by name."""
+        cdef oc_queue* q = &self.q
+        return {"rx_frames": q.rx_frames, "rx_bytes": q.rx_bytes, "tx_frames": q.tx_frames,
+                "tx_bytes": q.tx_bytes, "starved": q.starved, "wakeups": q.wakeups,
+                "invalid_metadata": q.invalid_metadata, "bad_descriptors": q.bad_descriptors,
+                "too_many_fragments": q.too_many_fragments}
+
+    def kernel_statistics(self):
+        """The six drop counters of the kernel; zero where there is no kernel."""
+        return dict.fromkeys(("rx_dropped", "rx_invalid_descs", "tx_invalid_descs", "rx_ring_full",
+                              "rx_fill_ring_empty_descs", "tx_ring_empty_descs"), 0)
+
+    def post_raw(self, str ring, uint64_t addr, uint32_t length=0):
+        """Fault injection: writes a descriptor that belongs to no frame to "fill" or "tx".
+
+        The kernel must count it as invalid, and no frame may be lost by it.
+        """
+        cdef oc_desc* d
+        if ring == "fill":
+            if not ring_free(&self.q.fill, 1):
+                return False
+            ring_addr(&self.q.fill, self.q.fill.mine)[0] = addr
+            self.q.fill.mine += 1
+            ring_publish(&self.q.fill)
+        elif ring == "tx":
+            if not ring_free(&self.q.tx, 1):
+                return False
+            d = ring_desc(&self.q.tx, self.q.tx.mine)
+            d.addr, d.len, d.options = addr, length, 0
+            self.q.tx.mine += 1
+            ring_publish(&self.q.tx)
+            self.q.kick(&self.q)
+        else:
+            raise ValueError(f"ring: {ring!r}: fill or tx")
+        return True

@@ -1,0 +1,57 @@
+# The worker of one UMEM: queues, consumers, routes. See worker.pyx for the order of a round.
+from libc.stdint cimport int32_t, uint32_t, uint64_t
+from cython_ext.queue cimport oc_burst, oc_queue
+
+cdef enum:
+    CONSUMERS_MAX = 64            # of one appliance
+    ROUTE_CONSUMERS_MAX = 8       # of one rule
+    WORKER_QUEUES_MAX = 8         # ports that share one UMEM (forwarding between them)
+    HISTOGRAM = 1024              # 64 powers of two, 16 steps each: 6 % resolution
+
+cdef enum:
+    COUNT = 0
+    DROP = 1
+    REFLECT = 2
+    FORWARD = 3
+
+cdef struct oc_consumer:
+    uint32_t kind
+    int32_t target                # FORWARD: which of the worker's queues sends
+    uint64_t frames
+    uint64_t bytes
+    uint64_t dropped              # taken, but could not be passed on
+
+cdef struct oc_route:
+    uint32_t rule_id              # 0: empty slot
+    uint32_t n
+    uint32_t[ROUTE_CONSUMERS_MAX] consumer
+
+cdef struct oc_routes:            # open addressing; built whole, published by pointer, never edited
+    uint32_t mask
+    oc_route slots[1]
+
+cdef struct oc_lane:              # one queue as the worker sees it
+    oc_queue* q
+    oc_routes* routes
+    uint32_t pending              # descriptors gathered for its TX in this round
+    uint32_t* frame
+    uint64_t* addr
+    uint32_t* bytes
+    uint32_t* options
+    uint32_t* consumer            # who sent it: the account for what does not fit
+    uint64_t dropped_no_consumer
+    uint64_t dropped_consumer
+    uint64_t dropped_forward
+    uint64_t rounds
+    uint64_t rounds_with_packets
+
+cdef struct oc_worker:
+    oc_lane[WORKER_QUEUES_MAX] lanes
+    uint32_t n_lanes
+    oc_consumer[CONSUMERS_MAX] consumers
+    uint32_t n_consumers
+    uint32_t stop                 # set by others, release/acquire
+    uint32_t round                # advanced every round: others wait for it to move
+    uint64_t sleeps
+    uint64_t[HISTOGRAM] latency
+    uint64_t latency_max

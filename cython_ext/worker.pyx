@@ -1,0 +1,363 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=True
+"""The worker: one pinned thread that owns one UMEM and runs the inline consumers without the GIL.
+
+A round, for each of its queues: take a burst (replacement first), hand every packet to the
+consumers of its rule, gather what is to be sent, recycle the rest, send, reap completions. When no
+queue had anything for a while it sleeps in poll(), unless the port polls busily. It owns the frames
+of its UMEM; nobody else moves them while it runs. Starting, pinning and stopping the thread is the
+engine's; so is everything that a round does not need.
+"""
+from libc.errno cimport EINTR, errno
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+import os
+
+import numpy as np
+
+from cython_ext.atomics cimport (count_u64, likely, load_acquire_u32, load_acquire_u64,
+                                 store_release_u32, store_release_u64, store_relaxed_u64, unlikely)
+from cython_ext.frames cimport Frames, frame_free, oc_umem
+from cython_ext.queue cimport (BURST, FRAGS_MAX, Queue, burst_alloc, burst_dispose, now_ns,
+                               oc_burst, oc_queue, reap)
+
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd* fds, unsigned long n, int timeout_ms)
+    short POLLIN
+
+cdef extern from "oc_xdp.h":
+    enum:
+        XDP_PKT_CONTD
+
+cdef extern from * nogil:
+    int clz "__builtin_clzll"(unsigned long long)
+
+cdef enum:
+    TX_MAX = 1024                 # descriptors gathered for one lane in one round
+    SPIN_NS = 20000               # look again for this long before sleeping: a wake-up costs ~5 us
+    SLEEP_MS = 100                # longest sleep; stop is noticed sooner, through the eventfd
+
+KINDS = {"count": COUNT, "drop": DROP, "reflect": REFLECT, "forward": FORWARD}
+
+
+cdef inline uint32_t bucket_of(uint64_t ns) noexcept nogil:
+    """Log-linear: power of two and the four bits below it (as in HdrHistogram)."""
+    cdef uint32_t power
+    if ns < 16:
+        return <uint32_t>ns
+    power = 63 - clz(ns)
+    return (power - 3) * 16 + <uint32_t>((ns >> (power - 4)) & 15)
+
+
+def bucket_upper_ns(uint32_t bucket):
+    """The largest latency in nanoseconds that falls into this bucket."""
+    if bucket < 16:
+        return bucket
+    power = bucket // 16 + 3
+    return (((16 + bucket % 16) + 1) << (power - 4)) - 1
+
+
+cdef inline oc_route* route_of(oc_routes* table, uint32_t rule_id) noexcept nogil:
+    cdef uint32_t i
+    if table == NULL:
+        return NULL
+    i = rule_id & table.mask
+    while table.slots[i].rule_id:
+        if table.slots[i].rule_id == rule_id:
+            return &table.slots[i]
+        i = (i + 1) & table.mask
+    return NULL
+
+
+cdef inline void swap_macs(uint8_t* packet) noexcept nogil:
+    cdef uint64_t low
+    cdef uint32_t a, b
+    cdef uint8_t[6] mac
+    memcpy(mac, packet, 6)
+    memcpy(packet, packet + 6, 6)
+    memcpy(packet + 6, mac, 6)
+
+
+cdef inline void gather(oc_lane* to, const oc_burst* b, uint32_t first, uint32_t last,
+                        uint32_t consumer) noexcept nogil:
+    """Puts the fragments of one packet into the lane's TX list; the caller checked the room."""
+    cdef uint32_t f
+    for f in range(first, last):
+        to.frame[to.pending] = b.frame[f]
+        to.addr[to.pending] = b.addr[f]
+        to.bytes[to.pending] = b.bytes[f]
+        to.options[to.pending] = XDP_PKT_CONTD if f + 1 < last else 0
+        to.consumer[to.pending] = consumer
+        to.pending += 1
+
+
+cdef void deliver(oc_worker* w, oc_lane* lane, const oc_burst* b, uint64_t when) noexcept nogil:
+    """Every packet of the burst to the consumers of its rule; then home, or to a TX list."""
+    cdef oc_umem* um = lane.q.um
+    cdef oc_route* route = NULL
+    cdef oc_lane* to
+    cdef oc_consumer* c
+    cdef uint32_t i, k, f, last, rule = 0, sender
+    cdef uint64_t took
+    for i in range(b.packets):
+        if unlikely(b.rule_id[i] != rule or route == NULL):
+            rule = b.rule_id[i]
+            route = route_of(lane.routes, rule)
+        last = b.first[i + 1] if i + 1 < b.packets else b.frags
+        if likely(b.timestamp_ns[i] != 0):
+            took = when - b.timestamp_ns[i] if when > b.timestamp_ns[i] else 0
+            w.latency[bucket_of(took)] += 1
+            if took > w.latency_max:
+                w.latency_max = took
+        to = NULL
+        sender = 0
+        if unlikely(route == NULL or route.n == 0):
+            count_u64(&lane.dropped_no_consumer, 1)
+        else:
+            for k in range(route.n):
+                c = &w.consumers[route.consumer[k]]
+                count_u64(&c.frames, 1)
+                count_u64(&c.bytes, b.length[i])
+                if c.kind == COUNT:
+                    continue
+                if c.kind == DROP:
+                    count_u64(&lane.dropped_consumer, 1)
+                elif c.kind == REFLECT:
+                    to = lane
+                    sender = route.consumer[k]
+                    if b.bytes[b.first[i]] >= 12:
+                        swap_macs(um.base + b.addr[b.first[i]])
+                else:
+                    to = &w.lanes[c.target]
+                    sender = route.consumer[k]
+        if to != NULL and to.pending + (last - b.first[i]) <= TX_MAX:
+            gather(to, b, b.first[i], last, sender)
+            continue
+        for f in range(b.first[i], last):
+            frame_free(um, b.frame[f])
+
+
+cdef void send_gathered(oc_worker* w, oc_lane* lane) noexcept nogil:
+    """Sends the TX list; what does not fit goes home and is counted against its consumer."""
+    cdef oc_queue* q = lane.q
+    cdef uint32_t i, sent
+    if lane.pending == 0:
+        return
+    sent = q.tx_burst(q, lane.frame, lane.addr, lane.bytes, lane.options, lane.pending)
+    if sent < lane.pending:
+        q.kick(q)
+        reap(q)
+        sent += q.tx_burst(q, lane.frame + sent, lane.addr + sent, lane.bytes + sent,
+                           lane.options + sent, lane.pending - sent)
+    for i in range(sent, lane.pending):
+        frame_free(q.um, lane.frame[i])
+        if not lane.options[i] & XDP_PKT_CONTD:
+            count_u64(&w.consumers[lane.consumer[i]].dropped, 1)
+            count_u64(&lane.dropped_forward, 1)
+    lane.pending = 0
+
+
+cdef uint32_t one_round(oc_worker* w, oc_burst* b) noexcept nogil:
+    """A burst from every lane; returns the packets taken."""
+    cdef uint32_t i, got, packets = 0
+    cdef uint64_t when
+    cdef oc_lane* lane
+    for i in range(w.n_lanes):
+        lane = &w.lanes[i]
+        lane.q.nudge(lane.q)
+        when = now_ns()
+        got = lane.q.rx_burst(lane.q, b, BURST, 0, when)
+        lane.rounds += 1
+        if got or b.frags:
+            lane.rounds_with_packets += 1
+            deliver(w, lane, b, when)
+            packets += got
+    for i in range(w.n_lanes):
+        lane = &w.lanes[i]
+        send_gathered(w, lane)
+        if lane.q.sending:
+            lane.q.kick(lane.q)
+            reap(lane.q)
+    store_release_u32(&w.round, w.round + 1)
+    return packets
+
+
+cdef uint64_t run_worker(oc_worker* w, oc_burst* b, pollfd* waits, uint32_t n_waits,
+                         uint64_t limit) noexcept nogil:
+    cdef uint64_t packets = 0, idle_since = 0, now
+    cdef uint32_t got
+    while not load_acquire_u32(&w.stop) and packets < limit:
+        got = one_round(w, b)
+        packets += got
+        if got or w.lanes[0].q.busy:
+            idle_since = 0
+            continue
+        now = now_ns()
+        if idle_since == 0:
+            idle_since = now
+        elif now - idle_since > SPIN_NS and n_waits > 1:
+            # Completions do not wake us: while some are due, sleep shortly.
+            w.sleeps += 1
+            poll(waits, n_waits, 1 if anything_sending(w) else SLEEP_MS)
+            idle_since = 0
+    return packets
+
+
+cdef bint anything_sending(oc_worker* w) noexcept nogil:
+    cdef uint32_t i
+    for i in range(w.n_lanes):
+        if w.lanes[i].q.sending:
+            return True
+    return False
+
+
+cdef class Worker:
+    """`Worker(queues, consumers)`: queues share one Frames; consumers is a list of
+    (kind, target), target being the index in `queues` that a forward consumer sends on, or -1.
+    """
+    cdef oc_worker w
+    cdef oc_burst b
+    cdef readonly list queues
+    cdef pollfd[WORKER_QUEUES_MAX + 1] waits
+    cdef uint32_t n_waits
+    cdef int wake_fd
+    cdef list retired                     # addresses of route tables that were replaced
+
+    def __cinit__(self, list queues, list consumers):
+        cdef Queue queue
+        cdef uint32_t i = 0
+        memset(&self.w, 0, sizeof(oc_worker))
+        self.wake_fd = -1
+        self.retired = []
+        if not 1 <= len(queues) <= WORKER_QUEUES_MAX:
+            raise ValueError(f"{len(queues)} queues on one UMEM: 1 to {WORKER_QUEUES_MAX}")
+        if len(consumers) > CONSUMERS_MAX:
+            raise ValueError(f"{len(consumers)} consumers: at most {CONSUMERS_MAX}")
+        self.queues = queues
+        self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.waits[0].fd = self.wake_fd
+        self.waits[0].events = POLLIN
+        self.n_waits = 1
+        for queue in queues:
+            if queue.frames is not queues[0].frames:
+                raise ValueError("the queues of a worker share one UMEM")
+            self._lane(&self.w.lanes[i], queue)
+            i += 1
+        self.w.n_lanes = i
+        for kind, target in consumers:
+            if kind == "forward" and not 0 <= target < len(queues):
+                raise ValueError(f"forward: queue {target} is not this worker's")
+            self.w.consumers[self.w.n_consumers].kind = KINDS[kind]
+            self.w.consumers[self.w.n_consumers].target = target
+            self.w.n_consumers += 1
+        burst_alloc(&self.b, BURST, BURST * 4 + FRAGS_MAX)
+
+    cdef int _lane(self, oc_lane* lane, Queue queue) except -1:
+        lane.q = &queue.q
+        lane.frame = <uint32_t*>calloc(TX_MAX, 4)
+        lane.addr = <uint64_t*>calloc(TX_MAX, 8)
+        lane.bytes = <uint32_t*>calloc(TX_MAX, 4)
+        lane.options = <uint32_t*>calloc(TX_MAX, 4)
+        lane.consumer = <uint32_t*>calloc(TX_MAX, 4)
+        if (lane.frame == NULL or lane.addr == NULL or lane.bytes == NULL
+                or lane.options == NULL or lane.consumer == NULL):
+            raise MemoryError("a TX list")
+        if queue.q.fd >= 0:
+            self.waits[self.n_waits].fd = queue.q.fd
+            self.waits[self.n_waits].events = POLLIN
+            self.n_waits += 1
+        return 0
+
+    def set_routes(self, uint32_t lane, dict routes):
+        """Which consumers get the packets of which rule: {rule_id: [consumer number, ...]}.
+
+        The table is replaced whole, while the worker runs. Publish new rules here before the
+        steering program that knows them, and keep old ones for as long as their packets are
+        under way.
+        """
+        cdef uint32_t size = 8, i, k
+        cdef oc_routes* table
+        if lane >= self.w.n_lanes:
+            raise ValueError(f"lane: {lane}: 0 to {self.w.n_lanes - 1}")
+        while size < 4 * len(routes):
+            size *= 2
+        table = <oc_routes*>calloc(1, sizeof(oc_routes) + size * sizeof(oc_route))
+        if table == NULL:
+            raise MemoryError("a route table")
+        table.mask = size - 1
+        for rule_id, numbers in routes.items():
+            if len(numbers) > ROUTE_CONSUMERS_MAX or any(
+                    not 0 <= n < self.w.n_consumers for n in numbers):
+                free(table)
+                raise ValueError(f"rule {rule_id}: consumers {numbers}")
+            i = <uint32_t>rule_id & table.mask
+            while table.slots[i].rule_id:
+                i = (i + 1) & table.mask
+            table.slots[i].rule_id = rule_id
+            table.slots[i].n = len(numbers)
+            for k in range(len(numbers)):
+                table.slots[i].consumer[k] = numbers[k]
+        if self.w.lanes[lane].routes != NULL:
+            self.retired.append(<uintptr_t>self.w.lanes[lane].routes)
+        store_release_u64(<uint64_t*>&self.w.lanes[lane].routes, <uint64_t>table)
+
+    def run(self, uint64_t limit=<uint64_t>-1, cpu=None):
+        """Runs on the calling thread until stop(), or until `limit` packets were taken.
+
+        The GIL is not held. `cpu` pins the thread. Returns the packets taken.
+        """
+        cdef uint64_t packets
+        if cpu is not None:
+            os.sched_setaffinity(0, {cpu})
+        with nogil:
+            packets = run_worker(&self.w, &self.b, self.waits, self.n_waits, limit)
+        return packets
+
+    def stop(self):
+        """Makes run() return after its round; may be called from any thread."""
+        store_release_u32(&self.w.stop, 1)
+        os.eventfd_write(self.wake_fd, 1)
+
+    def statistics(self):
+        """Live figures: consumers in order, drops by reason, rounds, sleeps."""
+        cdef uint32_t i
+        cdef oc_worker* w = &self.w
+        return {
+            "consumers": [{"frames": w.consumers[i].frames, "bytes": w.consumers[i].bytes,
+                           "dropped": w.consumers[i].dropped} for i in range(w.n_consumers)],
+            "drops": [{"no_consumer": w.lanes[i].dropped_no_consumer,
+                       "consumer": w.lanes[i].dropped_consumer,
+                       "forward_ring_full": w.lanes[i].dropped_forward}
+                      for i in range(w.n_lanes)],
+            "rounds": sum(w.lanes[i].rounds for i in range(w.n_lanes)),
+            "rounds_with_packets": sum(w.lanes[i].rounds_with_packets for i in range(w.n_lanes)),
+            "sleeps": w.sleeps,
+        }
+
+    def latencies(self):
+        """The histogram of XDP timestamp to worker: (counts by bucket, largest in ns)."""
+        cdef uint64_t[::1] out
+        counts = np.zeros(HISTOGRAM, np.uint64)
+        out = counts
+        memcpy(&out[0], self.w.latency, sizeof(self.w.latency))
+        return counts, self.w.latency_max
+
+    def __dealloc__(self):
+        cdef uint32_t i
+        for i in range(self.w.n_lanes):
+            free(self.w.lanes[i].routes)
+            free(self.w.lanes[i].frame)
+            free(self.w.lanes[i].addr)
+            free(self.w.lanes[i].bytes)
+            free(self.w.lanes[i].options)
+            free(self.w.lanes[i].consumer)
+        for address in self.retired or ():
+            free(<void*><uintptr_t>address)
+        burst_dispose(&self.b)
+        if self.wake_fd >= 0:
+            os.close(self.wake_fd)
