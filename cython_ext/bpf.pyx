@@ -197,8 +197,8 @@ cdef class Program(Descriptor):
         """The program over many packets of one buffer; return values go to `results`.
 
         The wire length of each packet lies in 8 bytes of metadata in front of it (data_meta), where
-        an offline program looks for it. Returns how many ran: fewer than asked for when the kernel
-        refused one (too short, or too long for a program without fragments).
+        an offline program looks for it. OSError when the kernel refuses one (shorter than 14 bytes,
+        or too long for a program without fragments).
         """
         cdef Py_ssize_t n = offsets.shape[0], i
         cdef uint64_t total = data.shape[0]
@@ -234,7 +234,7 @@ cdef class Program(Descriptor):
                     break
                 results[i] = opts.retval
         free(room)
-        return n if rc >= 0 else i
+        check(rc)
 
 
 cdef class Link(Descriptor):

@@ -11,6 +11,7 @@
 /* ------------------------------------------------------------------ limits */
 #define OC_RULES_MAX 256u      /* rules in one program; a program with 256 stays under 1 s of bcc */
 #define OC_QUEUES_MAX 128u     /* entries of the socket map: queues of one interface */
+#define OC_WINDOW 128u         /* Ethernet 14, 3 VLAN, IPv6 40, extension headers, TCP 20: with room */
 #define OC_RULE_NONE 0u        /* rule id 0: no rule decided */
 
 /* ---------------------------------------------------- maps of the steering program.
@@ -69,8 +70,9 @@ struct oc_counters {
 	unsigned long long dropped[OC_DROP_MAX]; /* by reason */
 	unsigned long long rules[OC_RULES_MAX];  /* packets that the rule decided */
 	unsigned int scratch[16];                /* of the program at work; no counter */
+	unsigned char window[OC_WINDOW];         /* jumbo programs: the first bytes of the packet */
 };
-_Static_assert(sizeof(struct oc_counters) == 8 * (4 + 64 + 256 + 8), "user space reads it as u64[]");
+_Static_assert(sizeof(struct oc_counters) == 8 * (4 + 64 + 256 + 8 + 16), "user space reads it as u64[]");
 
 /* ------------------------------------------------- what an offline program returns:
  * rule id << OC_VERDICT_BITS | verdict. Ids stay below 2^30. */

@@ -8,9 +8,9 @@
  * in IP), no LLC/SNAP and no ESP. It is longer than a BPF file should be, because one text that
  * includes nothing is what all three compilers can take.
  *
- *   | Ethernet 14 | 0..3 x VLAN 4 | 0..8 x MPLS 4 | IPv4 20..60          | TCP UDP SCTP ICMP |
- *                                                   | IPv6 40 + 0..6 x ext |                   |
- *   0                                               l3_offset              l4_offset   payload_offset
+ *   | Ethernet 14 | 0..3 VLAN x 4 | 0..8 MPLS x 4 | IPv4 20..60        | TCP UDP SCTP ICMP |
+ *                                                   | IPv6 40 + 0..6 ext |                   |
+ *   0                                               l3_offset            l4_offset       payload
  *
  * How it fails: a helper that meets the end of the frame or a value that cannot be returns -1,
  * having set OC_PKT_TRUNCATED, OC_PKT_BOGUS or OC_PKT_TOO_DEEP; what was found before stays in the
@@ -18,8 +18,8 @@
  *
  * Lengths: bytes after what the IP header says (padding, trailers) are never taken for a transport
  * header. IPv4's length 0 (captures of segmentation offload) and IPv6's in front of a hop-by-hop
- * header (jumbogram) mean "to the end of the frame"; otherwise 0 is 0, as in Linux. In XDP a packet of several frames shows only its first one here, so there
- * OC_PKT_TRUNCATED may be set on a complete packet.
+ * header (jumbogram) mean "to the end of the frame"; otherwise 0 is 0, as in Linux. In XDP a packet
+ * of several frames shows only its first one here: OC_PKT_TRUNCATED says nothing about it there.
  */
 #ifndef OPENCLAW_PARSE_H
 #define OPENCLAW_PARSE_H

@@ -91,21 +91,29 @@ static long (*oc_xdp_load_bytes)(struct xdp_md *ctx, unsigned int offset, void *
 		return (action);                                                      \
 	} while (0)
 #endif
+#define OC_END_PASS (OC_OFFLINE ? OC_VERDICT_PASS : XDP_PASS)
+/* Ends the program here. A plain return in front of the rules becomes a jump to the end behind them,
+ * which can be farther than a BPF jump reaches; the compiler (LLVM 14) does not notice. */
+#define OC_EXIT_NOW(value)                                                            \
+	do {                                                                          \
+		asm volatile("r0 = %0\n\texit" : : "i"(value));                       \
+		__builtin_unreachable();                                              \
+	} while (0)
 #define OC_PASS(id) OC_END(count->passed, id, OC_VERDICT_PASS, XDP_PASS)
 #define OC_DROP(id, reason) OC_END(count->dropped[reason], id, OC_VERDICT_DROP, XDP_DROP)
 
 int oc_steer(struct xdp_md *ctx)
 {
 	unsigned char *data, *data_end;
-	unsigned int A, X, len, word = 0, zero = 0;
+	unsigned int A, X, len, len_here, word = 0, zero = 0;
 	unsigned int id, every = 0, flags = 0;
 	unsigned long long hit = 0, matched;
 	unsigned int *shed;
 	struct oc_meta *meta;
 	struct oc_counters *count = oc_lookup(OC_MAP(OC_MAP_COUNTERS), &zero);
 
-	if (!count)
-		return XDP_PASS; /* an array of one entry has its entry; the verifier wants to see it */
+	if (!count) /* an array of one entry has its entry; the verifier wants to see it */
+		OC_EXIT_NOW(OC_END_PASS);
 	count->seen++;
 	OC_RELOAD();
 #if OC_KEEP_MANAGEMENT
@@ -119,20 +127,28 @@ int oc_steer(struct xdp_md *ctx)
 	guarded = OC_FORGET(0, oc_management(packet));
 	if (guarded & ~OC_NAMED_ANY) {
 		count->management++;
-		OC_PASS(OC_RULE_NONE);
+		count->passed++;
+		OC_EXIT_NOW(OC_END_PASS);
 	}
 #endif
 
 	OC_RELOAD();
+#if OC_JUMBO
+	len_here = oc_xdp_get_buff_len(ctx);
+	/* The size as the verifier can follow it: 1 to OC_WINDOW, whatever len_here is. */
+	if (oc_xdp_load_bytes(ctx, 0, count->window,
+			      len_here < OC_WINDOW ? ((len_here - 1) & (OC_WINDOW - 1)) + 1 : OC_WINDOW))
+		len_here = 0;
+#else
+	len_here = data_end - data;
+#endif
 #if OC_OFFLINE
 	meta = (void *)(long)ctx->data_meta;
 	if ((unsigned char *)meta + 4 > data)
 		return -1;
 	len = *(unsigned int *)meta;
-#elif OC_JUMBO
-	len = oc_xdp_get_buff_len(ctx);
 #else
-	len = data_end - data;
+	len = len_here;
 #endif
 
 	/* RULES: each one ends at its own label, with `hit` set when it matched. */
@@ -174,7 +190,7 @@ int oc_steer(struct xdp_md *ctx)
 	if ((unsigned char *)(meta + 1) > data)
 		OC_DROP(id, OC_DROP_no_metadata);
 #if OC_JUMBO
-	if (len > (unsigned int)(data_end - data))
+	if (len_here > (unsigned int)(data_end - data))
 		flags |= OC_META_FRAGS;
 #endif
 	meta->magic = OC_META_MAGIC;
