@@ -5,6 +5,6 @@ Owns no code. Modules are named here so that a change of the compiled side has o
 
 from __future__ import annotations
 
-from cython_ext import bpf, pcap
+from cython_ext import bpf, capture_file, parser, pcap
 
-__all__ = ["bpf", "pcap"]
+__all__ = ["bpf", "capture_file", "parser", "pcap"]
