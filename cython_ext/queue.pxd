@@ -51,7 +51,8 @@ cdef struct oc_queue:
     int fd                    # what poll() waits on; -1: nothing to wait on
     uint32_t queue_id
     bint multi_buffer
-    bint busy                 # busy polling: the application drives the NIC's NAPI
+    bint busy                 # never sleep: look again at once
+    bint drive                # the application drives the NIC's NAPI, by a system call
     uint32_t fill_target      # frames to keep in the kernel's hands for receiving
     uint32_t filled           # frames there now
     uint32_t sending          # frames in TX, not yet completed

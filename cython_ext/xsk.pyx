@@ -94,7 +94,7 @@ cdef int xsk_kick(oc_queue* q) noexcept nogil:
     for i in range(KICKS_MAX):
         if load_acquire_u32(q.tx.consumer) == q.tx.mine:
             return 0
-        if not (load_acquire_u32(q.tx.flags) & XDP_RING_NEED_WAKEUP) and not q.busy:
+        if not (load_acquire_u32(q.tx.flags) & XDP_RING_NEED_WAKEUP) and not q.drive:
             return 0
         q.wakeups += 1
         if sendto(q.fd, NULL, 0, MSG_DONTWAIT, NULL, 0) < 0:
@@ -112,7 +112,7 @@ cdef int xsk_kick(oc_queue* q) noexcept nogil:
 
 cdef int xsk_nudge(oc_queue* q) noexcept nogil:
     """Drives receiving where the kernel waits for us: busy polling, or FILL that it found empty."""
-    if q.busy or load_acquire_u32(q.fill.flags) & XDP_RING_NEED_WAKEUP:
+    if q.drive or load_acquire_u32(q.fill.flags) & XDP_RING_NEED_WAKEUP:
         q.wakeups += 1
         recvfrom(q.fd, NULL, 0, MSG_DONTWAIT, NULL, NULL)
     return 0
@@ -259,14 +259,19 @@ cdef class XskQueue(Queue):
         if getsockopt(self.q.fd, SOL_XDP, XDP_OPTIONS, &options, &size) == 0:
             self.zero_copy = bool(options.flags & XDP_OPTIONS_ZEROCOPY)
 
-    def busy_poll(self, int budget=64, int usecs=20):
-        """The application drives the NIC: SO_PREFER_BUSY_POLL. OSError if the kernel will not."""
+    def busy_poll(self, bint never_sleep=True, int budget=64, int usecs=20):
+        """The application drives the NIC: SO_PREFER_BUSY_POLL. OSError if the kernel will not.
+
+        With never_sleep (profile busy) it looks again at once when nothing came; without (profile
+        defer) it sleeps in poll(), and the device's timer is the safety net.
+        """
         cdef int one = 1
         if (setsockopt(self.q.fd, SOL_SOCKET, SO_PREFER_BUSY_POLL, &one, 4) < 0
                 or setsockopt(self.q.fd, SOL_SOCKET, SO_BUSY_POLL, &usecs, 4) < 0
                 or setsockopt(self.q.fd, SOL_SOCKET, SO_BUSY_POLL_BUDGET, &budget, 4) < 0):
             raise OSError(errno, f"busy polling: {os.strerror(errno)}")
-        self.q.busy = True
+        self.q.drive = True
+        self.q.busy = never_sleep
 
     def kernel_statistics(self):
         """The six drop counters of the socket, as the kernel counts them (last ones after close)."""

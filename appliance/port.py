@@ -1,0 +1,230 @@
+"""A port in a Python program: `open_port`, and the Port that it gives.
+
+The packet loop in a few lines:
+
+    with appliance.open_port("eth1", match="udp port 53") as port:
+        for batch in port.recv():
+            for frame in batch:
+                print(len(frame), bytes(frame[:14]))
+
+A Port owns one Attachment (memory, sockets, steering) and one Endpoint (the compiled loop). All the
+work is theirs; here are the words, the order of stop, and errors that are this package's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from appliance.attachment import Attachment, PortSpec
+from appliance.dataplane import Batch, Endpoint, Frame
+from appliance.errors import ConfigError, PortError
+from appliance.steering import Rule
+
+
+def open_port(
+    interface: str,
+    match: str | None = None,
+    *,
+    rules: Sequence[Rule] | None = None,
+    queues: str | Sequence[int] = "all",
+    netns: str | None = None,
+    frame_bytes: int = 4096,
+    frames: int = 8192,
+    mode: str = "auto",
+    attach: str = "auto",
+    poll: str = "irq",
+    jumbo: bool = False,
+    quota_frames: int = 1024,
+    hugepages: str = "auto",
+    backend: str = "afxdp",
+    no_socket: str = "pass",
+    transmit_only: bool = False,
+) -> Port:
+    """Opens an interface for zero-copy receiving and sending; use it as a context.
+
+    match         pcap filter expression; what it selects is consumed, the rest goes to the kernel.
+                  "" is everything. ARP, ND, DHCP and SSH stay with the kernel unless it names them.
+    rules         instead of match: `appliance.Rule` objects, first match wins.
+    queues        "all", or a list of queue numbers.
+    netns         name of a network namespace (as in `ip netns`).
+    frame_bytes   2048 or 4096. `frames` of them for each queue: a quarter sends, the rest receives.
+    mode          "auto" (zero-copy where driver and kernel are known good), "copy", "zerocopy".
+    attach        "auto" (native, else generic), "native", "generic".
+    poll          "irq", "defer" (interrupts deferred while we look) or "busy" (never sleeps).
+    jumbo         packets that span several frames, up to 64 KiB (Linux 6.6 or later).
+    quota_frames  how many frames the program may hold or view past their batch.
+    backend       "afxdp", or "loop": in memory, what is sent comes back.
+    no_socket     "pass" or "drop": what happens to consumed packets when the port is gone.
+    transmit_only no program is attached and nothing is received; match is not needed.
+
+    Raises ConfigError (bad argument), HostError (the host lacks something), PortError (refused).
+    """
+    if rules is None and match is not None:
+        rules = [Rule(match=match, action="consume")]
+    if rules is None and not transmit_only and backend != "loop":
+        raise ConfigError("match: none: a port without a rule would hide its traffic ('' is all)")
+    if not isinstance(quota_frames, int) or quota_frames < 0:
+        raise ConfigError(f"quota_frames: {quota_frames!r}: a number from 0 up")
+    spec = PortSpec(
+        interface=interface,
+        netns=netns,
+        backend=backend,
+        queues=queues,
+        mode=mode,
+        attach=attach,
+        poll=poll,
+        jumbo=jumbo,
+        frames=frames,
+        frame_bytes=frame_bytes,
+        hugepages=hugepages,
+    )
+    attachment = Attachment(spec, None if transmit_only else rules, no_socket=no_socket)
+    try:
+        return Port(attachment, quota_frames)
+    except BaseException:
+        attachment.close()
+        raise
+
+
+class Port:
+    """An open port. Close it, or use it as a context: nothing of it stays behind."""
+
+    def __init__(self, attachment: Attachment, quota_frames: int) -> None:
+        self._attachment = attachment
+        self._endpoint = Endpoint(attachment.queues, quota_frames)
+        self._last: dict[str, Any] | None = None
+        attachment.start()
+
+    # ------------------------------------------------------------------------------- packets
+
+    def recv(self, max_frames: int = 64, timeout_ms: float | None = 100) -> Iterator[Batch]:
+        """An endless iterator of batches; a timeout gives an empty one, closing the port ends it.
+
+        A batch lives until the loop asks for the next. The GIL is not held while waiting.
+        """
+        try:
+            return self._endpoint.recv(max_frames, timeout_ms)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
+    def send(self, packets: Iterable[Any], queue: int = 0) -> int:
+        """Queues packets; returns how many, which is less than given when TX is full: flush().
+
+        bytes-like packets are copied into TX frames. A received Frame is moved without a copy and
+        is stale afterwards. PortError for a packet that can never be sent.
+        """
+        try:
+            return self._endpoint.send(packets, queue)
+        except (ValueError, OSError) as error:
+            raise PortError(f"{self._attachment.name}: {_words(error)}") from None
+
+    def send_packed(
+        self, data: Any, offsets: Any, lengths: Any, start: int, stop: int, queue: int = 0
+    ) -> int:
+        """Queues packets start..stop-1 of one buffer (uint64 offsets, uint32 lengths, in bytes).
+
+        No Python object per packet, no GIL. Returns how many were queued.
+        """
+        try:
+            return self._endpoint.send_packed(data, offsets, lengths, start, stop, queue)
+        except (ValueError, OSError) as error:
+            raise PortError(f"{self._attachment.name}: {_words(error)}") from None
+
+    def flush(self, timeout_ms: float = 1000) -> bool:
+        """Waits until everything queued has left; False if it had not by then."""
+        try:
+            return self._endpoint.flush(timeout_ms)
+        except OSError as error:
+            raise PortError(f"{self._attachment.name}: {_words(error)}") from None
+
+    # ------------------------------------------------------------------------------- figures
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What was granted: attach_mode, zero_copy, queues, backing, and the reasons."""
+        return self._attachment.info()
+
+    @property
+    def packet_bytes_max(self) -> int:
+        """The longest packet that can be sent."""
+        return self._endpoint.longest
+
+    @property
+    def outstanding(self) -> int:
+        """Frames queued for sending that the kernel has not given back."""
+        return self._endpoint.outstanding()
+
+    @property
+    def held(self) -> int:
+        """Frames held or viewed past their batch: what counts against quota_frames."""
+        return self._endpoint.pinned
+
+    def stats(self) -> dict[str, Any]:
+        """This port's entry of "ports" in the statistics."""
+        return self._statistics()["port"]
+
+    def steering(self) -> dict[str, Any]:
+        """What the program saw, consumed, passed and dropped, and by which rule."""
+        return self._statistics()["steering"]
+
+    def drops(self) -> dict[str, int]:
+        """Lost packets by reason; reasons that are zero are left out."""
+        return self._statistics()["drops"]
+
+    def ledger(self) -> dict[str, int]:
+        """Frames by state; their sum is `total` at all times. `leaked` is proved at close."""
+        return self._endpoint.ledger()
+
+    def _statistics(self) -> dict[str, Any]:
+        return self._last if self._last is not None else self._attachment.statistics()
+
+    # ---------------------------------------------------------------------------------- rules
+
+    @property
+    def rules(self) -> list[tuple[int, Rule]]:
+        """The rules in force with their ids, in order."""
+        steering = self._attachment.steering
+        return list(steering.rules) if steering is not None else []
+
+    def swap_rules(self, rules: Sequence[Rule]) -> None:
+        """Replaces all rules atomically, without losing a packet."""
+        if self._attachment.steering is None:
+            raise PortError(f"{self._attachment.name}: a port without steering has no rules")
+        self._attachment.steering.swap(rules)
+
+    # ----------------------------------------------------------------------------------- stop
+
+    @property
+    def closed(self) -> bool:
+        return self._endpoint.closed
+
+    def close(self) -> None:
+        """Detaches the program, closes the sockets, proves the ledger, gives everything back."""
+        if self._endpoint.closed:
+            return
+        self._attachment.stop()
+        self._endpoint.close()
+        self._last = self._attachment.statistics()
+        self._attachment.close()
+
+    def __enter__(self) -> Port:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_endpoint"):
+            self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"queues {self.info['queues']}"
+        return f"<Port {self._attachment.name}, {state}>"
+
+
+def _words(error: Exception) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+
+
+__all__ = ["Batch", "Frame", "Port", "open_port"]
