@@ -5,9 +5,9 @@ bytecode -> headers.py, compiler.py, compile_child.py; in the kernel -> loader.p
 steering.py; verdicts without an interface -> offline.py; the veth peer -> peer.py.
 """
 
-from appliance.steering.offline import Verdicts, matches, verdicts
+from appliance.steering.offline import Verdicts, decide, matches, verdicts
 from appliance.steering.peer import attach_pass
 from appliance.steering.rules import Rule
 from appliance.steering.steering import Steering
 
-__all__ = ["Rule", "Steering", "Verdicts", "attach_pass", "matches", "verdicts"]
+__all__ = ["Rule", "Steering", "Verdicts", "attach_pass", "decide", "matches", "verdicts"]
