@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -18,6 +19,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 CAPTURES = Path(os.environ.get("OPENCLAW_CAPTURES", ROOT.parent / "shared" / "captures"))
 
+# For `tests.probes`. At the end: in front, the sources would hide a compiled build (tools/debug).
+sys.path.append(str(ROOT))
 pytest_plugins = ["tests.probes"]
 
 
