@@ -21,9 +21,10 @@ LAYERS = {
     "plan": 2, "dataplane": 2,
     "capture": 3, "net": 3, "pacing": 3,
     "steering": 4, "memory": 4, "record": 4, "observe": 4,
-    "port": 5, "consumer": 5,
-    "engine": 6, "replay": 6,
-    "demo": 7, "bench": 7, "doctor": 7,
+    "attachment": 5,
+    "port": 6, "consumer": 6,
+    "engine": 7, "replay": 7,
+    "demo": 8, "bench": 8, "doctor": 8,
     "cli": 9,
 }
 
@@ -41,8 +42,9 @@ DOORWAYS = {
 # Beyond the standard library these may import only what is named
 GROUND = {"errors": set(), "limits": set(), "config": {"pydantic"}, "plan": set()}
 
-# Where splitting would hide the idea; the file's first paragraph says so.
-LONGER = set()
+# Where splitting would hide the idea, the head of the file says "longer than" and why.
+LONGER = re.compile(r"longer\s+(\*\s+)?than")
+HEAD = 1500  # characters
 LINES_MAX = {".py": 300, ".pyx": 400, ".pxd": 400, ".c": 250, ".h": 250}
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -87,7 +89,7 @@ def test_imports_point_downward_only():
             target = parts[1] if parts[0] == "appliance" and len(parts) > 1 else None
             if target in (None, unit):
                 continue
-            if LAYERS.get(target, 99) >= LAYERS[unit]:
+            if LAYERS.get(target, 99) >= LAYERS.get(unit, 0):
                 upward.append(f"{relative(path)}:{line} imports {module}")
     assert not upward, "\n".join(upward)
 
@@ -137,7 +139,7 @@ def test_rooms_are_small():
     limits = {path: LINES_MAX[path.suffix] for path in every_source()
               if path.relative_to(ROOT).parts[0] != "tests"}
     large = [f"{relative(path)}: {count} lines, at most {most}" for path, most in limits.items()
-             if relative(path) not in LONGER
+             if not LONGER.search(path.read_text()[:HEAD])
              and (count := len(path.read_text().splitlines())) > most]
     assert not large, "\n".join(large)
 

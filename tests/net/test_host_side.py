@@ -50,7 +50,7 @@ def test_threads_in_different_namespaces_do_not_disturb_each_other(lab):
 
 
 def test_our_namespaces_are_those_of_ip_netns(lab):
-    command = ["ip", "-n", lab.a.netns, "-j", "link"]
+    command = ["nsenter", f"--net=/run/netns/{lab.a.netns}", "ip", "-j", "link"]
     listed = subprocess.run(command, capture_output=True, check=True)
     links = {link["ifname"]: link for link in json.loads(listed.stdout)}
     found = interface(lab.a.interface, lab.a.netns)
