@@ -1,122 +1,6 @@
 """Capture files: pcap and pcapng in through libpcap, nanosecond pcap out.
 
-Owns the class Capture: all packets of one file in one contiguous buffer with numpy columns beside
-it, so that steering, replay and the tests walk packets without an object for each. It knows no
-protocol (parser.pyx) and no filter (pcap.pyx).
-
-How it fails: OSError when the file cannot be opened; ValueError, one line, when it is no capture,
-is larger than the caller allows, or mixes interfaces that libpcap cannot tell apart. A file that
-is damaged or cut off further in gives the packets before that place and says so in `truncated`.
-"""
-
-import os
-import struct
-
-import numpy as np
-
-from cpython.buffer cimport PyBuffer_FillInfo
-from cpython.exc cimport PyErr_CheckSignals
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdio cimport FILE, fclose, fdopen
-from libc.stdlib cimport free, realloc
-from libc.string cimport memcpy
-
-cdef extern from "<pcap/pcap.h>" nogil:
-    ctypedef struct pcap_t:
-        pass
-    struct timeval:
-        long tv_sec
-        long tv_usec
-    struct pcap_pkthdr:
-        timeval ts
-        uint32_t caplen
-        uint32_t len
-    enum:
-        PCAP_ERRBUF_SIZE
-        PCAP_TSTAMP_PRECISION_NANO
-        PCAP_ERROR_BREAK
-    pcap_t *pcap_fopen_offline_with_tstamp_precision(FILE *, unsigned int, char *)
-    int pcap_next_ex(pcap_t *, pcap_pkthdr **, const uint8_t **)
-    int pcap_datalink(pcap_t *)
-    const char *pcap_datalink_val_to_name(int)
-    char *pcap_geterr(pcap_t *)
-    void pcap_close(pcap_t *)
-
-BYTES_MAX = 2 << 30          # data and columns together; a laptop's memory, not a sensor's
-cdef enum:
-    PACKETS_PER_TURN = 65536     # between two looks at pending signals: some 10 ms
-    FIRST_ROOM = 4096
-    BYTES_PER_ROW = 24           # offset 8, length 4, wire length 4, timestamp 8
-    SECONDS_MAX = 18446744072    # the last whole second that 64 bits of nanoseconds hold
-
-LINK_ETHERNET = 1
-# Files carry LINKTYPE numbers; these two of libpcap's DLT numbers differ from them on Linux.
-_LINKTYPE_OF_DLT = {11: 100, 12: 101}
-
-
-cdef class Memory:
-    """Memory from realloc that is freed with its last view. Read-only from outside."""
-    cdef uint8_t *start
-    cdef size_t used, room
-
-    def __dealloc__(self):
-        free(self.start)
-
-    def __getbuffer__(self, Py_buffer *buffer, int flags):
-        PyBuffer_FillInfo(buffer, self, self.start, self.used, 1, flags)
-
-    cdef uint8_t *extend(self, size_t count) noexcept nogil:
-        """Room for `count` more bytes, already counted as used; NULL when memory is short."""
-        cdef size_t room = self.room
-        cdef void *moved
-        if room - self.used < count:
-            room = max(room + room // 2, self.used + count, <size_t>FIRST_ROOM)
-            moved = realloc(self.start, room)
-            if moved is NULL:
-                return NULL
-            self.start = <uint8_t *>moved
-            self.room = room
-        self.used += count
-        return self.start + self.used - count
-
-    def column(self, dtype):
-        return np.frombuffer(self, dtype) if self.used else np.empty(0, dtype)
-
-
-class Capture:
-    """The packets of a capture file. `data` and the columns are read-only and share no copies.
-
-    link_type is libpcap's DLT number; truncated is None or says why the file ended early.
-    """
-
-    def __init__(self, data, offsets, lengths, wire_lengths, timestamps_ns, link_type,
-                 link_type_name, truncated=None, name=""):
-        self.data = data
-        self.offsets = offsets
-        self.lengths = lengths
-        self.wire_lengths = wire_lengths
-        self.timestamps_ns = timestamps_ns
-        self.link_type = link_type
-        self.link_type_name = link_type_name
-        self.truncated = truncated
-        self.name = name
-
-    def __len__(self):
-        return len(self.offsets)
-
-    def packet(self, index):
-        """The captured bytes of one packet, no copy."""
-        start = int(self.offsets[index])
-        return self.data[start:start + int(self.lengths[index])]
-
-    def __iter__(self):
-        return map(self.packet, range(len(self)))
-
-    def __repr__(self):
-        return f"<Capture {self.name}: {len(self)} packets, {self.link_type_name}>"
-
-
-cdef int read_some(pcap_t *handle, Memory data, Memory offsets, Memory lengths, Memory wires,
+Owns the cdef int read_some(pcap_t *handle, Memory data, Memory offsets, Memory lengths, Memory wires,
                    Memory times, size_t bytes_max) noexcept nogil:
     """Up to PACKETS_PER_TURN packets. 1: go on; -3: out of memory; -4: more than bytes_max; else
     what pcap_next_ex said (-2 end of file, -1 error)."""
@@ -126,8 +10,8 @@ cdef int read_some(pcap_t *handle, Memory data, Memory offsets, Memory lengths, 
     cdef uint8_t *row
     cdef uint64_t time_ns
     cdef int64_t seconds
-    cdef int rc, i
-    for i in range(PACKETS_PER_TURN):
+    cdef int rc, _i
+    for _i in range(PACKETS_PER_TURN):
         rc = pcap_next_ex(handle, &header, &bytes)
         if rc != 1:
             return rc
@@ -182,7 +66,7 @@ cdef pcap_t *open_handle(str name, int fd) except NULL:
 
 
 def read_capture(path, *, bytes_max=BYTES_MAX):
-    """Reads a pcap or pcapng file; "-" is standard input. Timestamps are in nanoseconds."""
+    """Reads a pcap or pcapng file; "-" is standard input. Returns the fields of Capture."""
     name = "standard input" if path == "-" else os.fsdecode(path)
     fd = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     cdef pcap_t *handle = open_handle(name, fd)
@@ -210,9 +94,11 @@ def read_capture(path, *, bytes_max=BYTES_MAX):
         link_name = link_type_name(link_type)
     finally:
         pcap_close(handle)
-    return Capture(memoryview(data) if data.used else memoryview(b""), offsets.column(np.uint64),
-                   lengths.column(np.uint32), wires.column(np.uint32), times.column(np.uint64),
-                   link_type, link_name, truncated, name)
+    return {
+        "data": memoryview(data) if data.used else memoryview(b""),
+        "offsets": offsets.column(np.uint64), "lengths": lengths.column(np.uint32),
+        "wire_lengths": wires.column(np.uint32), "timestamps_ns": times.column(np.uint64),
+        "link_type": link_type, "link_type_name": link_name, "truncated": truncated, "name": name}
 
 
 def link_type_name(int link_type):
