@@ -1,8 +1,8 @@
 """Capture files, in and out: pcap and pcapng in, nanosecond pcap out.
 
-Owns Capture, the packets of one file as columns, and the turning of the data plane's plain errors into OpenClaw's, so that a wrong path or a file
-that is no capture is one line and exit status 2. The reading itself is in cython_ext/capture_file
-(libpcap). It does not look into packets.
+Owns Capture, the packets of one file as columns, and the turning of the data plane's plain errors
+into OpenClaw's, so that a wrong path or a file that is no capture is one line and exit status 2.
+The reading itself is in cython_ext/capture_file (libpcap). It does not look into packets.
 """
 
 from __future__ import annotations

@@ -1,6 +1,89 @@
 """Capture files: pcap and pcapng in through libpcap, nanosecond pcap out.
 
-Owns the cdef int read_some(pcap_t *handle, Memory data, Memory offsets, Memory lengths, Memory wires,
+Owns the calls of libpcap and the memory that holds a file: all packets in one contiguous buffer,
+numpy columns beside it, no object for each. appliance/capture.py makes a Capture of them. It knows
+no protocol (parser.pyx) and no filter (pcap.pyx).
+
+How it fails: OSError when the file cannot be opened; ValueError, one line, when it is no capture,
+is larger than the caller allows, or mixes interfaces that libpcap cannot tell apart. A file that
+is damaged or cut off further in gives the packets before that place and says so under `truncated`.
+"""
+
+import os
+import struct
+
+import numpy as np
+
+from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdio cimport FILE, fclose, fdopen
+from libc.stdlib cimport free, realloc
+from libc.string cimport memcpy
+
+cdef extern from "<pcap/pcap.h>" nogil:
+    ctypedef struct pcap_t:
+        pass
+    struct timeval:
+        long tv_sec
+        long tv_usec
+    struct pcap_pkthdr:
+        timeval ts
+        uint32_t caplen
+        uint32_t len
+    enum:
+        PCAP_ERRBUF_SIZE
+        PCAP_TSTAMP_PRECISION_NANO
+        PCAP_ERROR_BREAK
+    pcap_t *pcap_fopen_offline_with_tstamp_precision(FILE *, unsigned int, char *)
+    int pcap_next_ex(pcap_t *, pcap_pkthdr **, const uint8_t **)
+    int pcap_datalink(pcap_t *)
+    const char *pcap_datalink_val_to_name(int)
+    char *pcap_geterr(pcap_t *)
+    void pcap_close(pcap_t *)
+
+BYTES_MAX = 2 << 30          # data and columns together; a laptop's memory, not a sensor's
+cdef enum:
+    PACKETS_PER_TURN = 65536     # between two looks at pending signals: some 10 ms
+    FIRST_ROOM = 4096
+    BYTES_PER_ROW = 24           # offset 8, length 4, wire length 4, timestamp 8
+    SECONDS_MAX = 18446744072    # the last whole second that 64 bits of nanoseconds hold
+
+LINK_ETHERNET = 1
+# Files carry LINKTYPE numbers; these two of libpcap's DLT numbers differ from them on Linux.
+_LINKTYPE_OF_DLT = {11: 100, 12: 101}
+
+
+cdef class Memory:
+    """Memory from realloc that is freed with its last view. Read-only from outside."""
+    cdef uint8_t *start
+    cdef size_t used, room
+
+    def __dealloc__(self):
+        free(self.start)
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, self.start, self.used, 1, flags)
+
+    cdef uint8_t *extend(self, size_t count) noexcept nogil:
+        """Room for `count` more bytes, already counted as used; NULL when memory is short."""
+        cdef size_t room = self.room
+        cdef void *moved
+        if room - self.used < count:
+            room = max(room + room // 2, self.used + count, <size_t>FIRST_ROOM)
+            moved = realloc(self.start, room)
+            if moved is NULL:
+                return NULL
+            self.start = <uint8_t *>moved
+            self.room = room
+        self.used += count
+        return self.start + self.used - count
+
+    def column(self, dtype):
+        return np.frombuffer(self, dtype) if self.used else np.empty(0, dtype)
+
+
+cdef int read_some(pcap_t *handle, Memory data, Memory offsets, Memory lengths, Memory wires,
                    Memory times, size_t bytes_max) noexcept nogil:
     """Up to PACKETS_PER_TURN packets. 1: go on; -3: out of memory; -4: more than bytes_max; else
     what pcap_next_ex said (-2 end of file, -1 error)."""
