@@ -29,8 +29,8 @@ def examine_interface(name: str, netns: str | None = None) -> list[Finding]:
     # nsenter and not `ip -n`: iproute2 remounts "/", which fails in a plain chroot.
     inside = f"nsenter --net={NETNS_DIRECTORY / netns} " if netns else ""
     checks = (
-        lambda: _link(info, inside), lambda: _native(info), lambda: _program(info, inside),
-        lambda: _queues(info, inside), lambda: _rings(info, inside), lambda: _offloads(info, inside),
+        lambda: _link(info, inside), lambda: _native(info),
+        lambda: _program(info, inside), lambda: _queues(info, inside), lambda: _rings(info, inside), lambda: _offloads(info, inside),
         lambda: _mtu(info, inside), lambda: _zero_copy(info),
     )
     return run(*checks)
