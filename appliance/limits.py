@@ -29,6 +29,7 @@ DIRECTORIES_MAX = 16  # of one recording consumer
 
 # ------------------------------------------------------------------ memory
 FRAME_BYTES = (2048, 4096)  # the kernel refuses 256, 1024 and 8192 for an aligned UMEM
+FRAMES_PER_PORT_MIN = 256  # open_port: the smallest that still fills two rings of 64 and a burst
 FRAMES_PER_QUEUE_MIN = 1024  # 512 to receive and 512 to send: a smaller ring starves at once
 FRAMES_PER_QUEUE_MAX = 1 << 20  # 4 GiB of 4,096-byte frames for one queue
 MID_CAP_MIB_MAX = 1 << 20  # 1 TiB

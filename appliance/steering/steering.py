@@ -11,7 +11,7 @@ import collections
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from appliance.dataplane import bpf
@@ -117,15 +117,22 @@ class Steering:
             self._link, granted = attach(current.program, ifindex, mode)
             return granted
 
-    def swap(self, rules: Sequence[Rule]) -> None:
+    def swap(
+        self,
+        rules: Sequence[Rule],
+        publish: Callable[[list[tuple[int, Rule]]], None] | None = None,
+    ) -> None:
         """Replaces the rules atomically: each packet meets the old ones or the new ones.
 
         Rules that stay as they are keep their ids. When anything fails, the old rules run on.
+        `publish` is called with the new rules and their ids before any packet can meet them.
         """
         with self._lock:
             before = self._alive()
             fresh = Loaded(ruleset.number(rules, before.rules), self._options, self._shared)
             try:
+                if publish is not None:
+                    publish([(rule.id, rule.rule) for rule in fresh.rules])
                 if self._link is not None:
                     with kernel_errors("the steering program cannot be replaced"):
                         self._link.update(fresh.program)
