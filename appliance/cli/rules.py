@@ -1,4 +1,4 @@
-"""`openclaw rules`: checks rules, and tests them over a capture. The work is appliance.steering's."""
+"""`openclaw rules`: checks rules and tests them over a capture, through appliance.steering."""
 
 from __future__ import annotations
 
