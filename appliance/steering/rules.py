@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from appliance.dataplane import pcap
 from appliance.errors import ConfigError
@@ -19,11 +20,10 @@ ACTIONS = ("consume", "pass", "drop", "sample")  # the order is OC_ACTION_* of x
 
 # Management classes: OC_MGMT_* of xdp/openclaw_parse.h.
 ARP, ND, DHCP, SSH = 1, 2, 4, 8
-# Which comparison names a protocol: (bytes loaded, number) -> class. ARP by EtherType (RARP with
-# it), ND by ICMPv6 type, DHCP and SSH by port. `tcp` or `icmp6` alone name nothing.
+# Which comparison names a protocol: (bytes loaded, number) -> class. ARP by EtherType, ND by ICMPv6
+# type, DHCP and SSH by port. `tcp` or `icmp6` alone name nothing.
 NAMES = {
     (2, 0x0806): ARP,
-    (2, 0x8035): ARP,
     **{(1, kind): ND for kind in range(133, 138)},
     **{(2, port): DHCP for port in (67, 68, 546, 547)},
     (2, 22): SSH,
@@ -41,6 +41,12 @@ class Rule:
     sample: int = 1
     priority: int = 10
     consumers: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, entry: Any) -> Rule:
+        """From a [[rule]] table of the configuration. `sample` counts with action sample only."""
+        every = (entry.sample or 1) if entry.action == "sample" else 1
+        return cls(entry.match, entry.action, every, entry.priority, tuple(entry.consumers))
 
 
 @dataclass(frozen=True)
