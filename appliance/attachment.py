@@ -22,6 +22,7 @@ from appliance.plan import ETHERNET_BYTES, QueuePlan, packet_bytes_max, size_que
 from appliance.steering import Rule, Steering
 
 KERNEL_DROPS = ("rx_dropped", "rx_ring_full")
+OWN_DROPS = ("too_many_fragments", "bad_descriptors")
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,24 @@ class PortSpec:
             raise ConfigError(f"frames: {self.frames}: {low}..{high}")
 
 
+class Umem:
+    """The memory of one queue, or of several that share it: forwarding without a copy needs that.
+
+    The first queue that opens on it makes and registers it, with `frames` of which `tx_frames`
+    send; without numbers, those of that queue's plan.
+    """
+
+    def __init__(self, frames: int = 0, tx_frames: int = 0) -> None:
+        self.size = (frames, tx_frames)
+        self.frames: Frames | None = None
+        self.first: Queue | None = None
+
+
 class Attachment:
     """An open port. `start()` lets packets in; `stop()` shuts the door; `close()` takes all down.
 
-    With `rules` None the port only sends: no program is attached. `share` gives for each queue the
-    queue of another port whose UMEM is used, which forwarding without a copy needs.
+    With `rules` None the port only sends: no program is attached. `umems` gives for each queue the
+    memory that it uses; without it every queue has its own.
     """
 
     def __init__(
@@ -73,7 +87,7 @@ class Attachment:
         *,
         keep_management: bool = True,
         no_socket: str = "pass",
-        share: Sequence[Queue] | None = None,
+        umems: Sequence[Umem] | None = None,
     ) -> None:
         self.spec = spec
         self.name = spec.name or spec.interface
@@ -86,7 +100,7 @@ class Attachment:
         self._reasons: list[str] = []
         try:
             if spec.backend == "loop":
-                self._open_loop(share)
+                self._open_loop(umems)
                 return
             if rules is not None:
                 # Compiled first: a rule that cannot be is found before anything is touched.
@@ -98,7 +112,7 @@ class Attachment:
                 )
             self.facts = interface(spec.interface, spec.netns)
             self._check()
-            self._open_afxdp(share)
+            self._open_afxdp(umems)
         except BaseException:
             self.close()
             raise
@@ -138,27 +152,37 @@ class Attachment:
                 f"a frame: jumbo = true, or a smaller MTU"
             )
 
-    def _frames(self, plan: QueuePlan) -> Frames:
+    def _umems(self, given: Sequence[Umem] | None, queues: int) -> Sequence[Umem]:
+        if given is not None and len(given) != queues:
+            raise ConfigError(f"queues: {self.name} has {queues}, and memory for {len(given)}")
+        return given if given is not None else [Umem() for _ in range(queues)]
+
+    def _frames(self, plan: QueuePlan, umem: Umem) -> Frames:
+        """The memory of this queue, made now if it is the first on it."""
+        if umem.frames is None:
+            umem.frames = self._new_frames(plan, *umem.size)
+        return umem.frames
+
+    def _new_frames(self, plan: QueuePlan, frames: int, tx_frames: int) -> Frames:
         node = plan.numa_node if plan.numa_node is not None else -1
+        frames, tx_frames = frames or plan.frames, tx_frames or plan.tx_frames
         try:
-            return Frames(
-                plan.frames, plan.frame_bytes, plan.tx_frames, self.spec.hugepages, node
-            )
+            return Frames(frames, plan.frame_bytes, tx_frames, self.spec.hugepages, node)
         except MemoryError as error:
-            pages = -(-plan.frames * plan.frame_bytes // (2 << 20)) * len(self._queue_numbers())
+            pages = -(-frames * plan.frame_bytes // (2 << 20)) * len(self._queue_numbers())
             raise HostError(
                 f"memory for {self.name}: {error}",
                 fix=f"echo {pages} > /proc/sys/vm/nr_hugepages",
             ) from None
 
-    def _open_loop(self, share: Sequence[Queue] | None) -> None:
-        for place, number in enumerate(self._queue_numbers()):
+    def _open_loop(self, umems: Sequence[Umem] | None) -> None:
+        numbers = self._queue_numbers()
+        for number, umem in zip(numbers, self._umems(umems, len(numbers)), strict=True):
             plan = size_queue(self.name, number, self.spec.frames, self.spec.frame_bytes, 0, None)
             self.plans.append(plan)
-            frames = share[place].frames if share else self._frames(plan)
             self.queues.append(
                 LoopQueue(
-                    frames,
+                    self._frames(plan, umem),
                     number,
                     plan.rx_ring,
                     plan.tx_ring,
@@ -177,15 +201,12 @@ class Attachment:
             self._reasons.append(f"copy mode: {said.reason}")
         return "auto" if said.good else "copy"
 
-    def _open_afxdp(self, share: Sequence[Queue] | None) -> None:
+    def _open_afxdp(self, umems: Sequence[Umem] | None) -> None:
         assert self.facts is not None
         mode = self._mode()
         node = self.facts.numa_node if self.spec.numa == "auto" else int(self.spec.numa)
         numbers = self._queue_numbers()
-        if share is not None and len(share) != len(numbers):
-            raise ConfigError(
-                f"forward: {self.name} has {len(numbers)} queues, the other port {len(share)}"
-            )
+        memory = self._umems(umems, len(numbers))
         hardware_ring = self.facts.rings.rx
         for number in numbers:
             self.plans.append(
@@ -196,14 +217,12 @@ class Attachment:
         if self.spec.poll != "irq":
             self.settings = Settings(self.spec.interface, self.spec.netns)
             self.settings.polling()
-        in_netns(self.spec.netns, self._open_sockets, mode, share)
+        in_netns(self.spec.netns, self._open_sockets, mode, memory)
 
-    def _open_sockets(self, mode: str, share: Sequence[Queue] | None) -> None:
+    def _open_sockets(self, mode: str, umems: Sequence[Umem]) -> None:
         assert self.facts is not None
-        for place, plan in enumerate(self.plans):
-            other = share[place] if share else None
-            frames = other.frames if other is not None else self._frames(plan)
-            target = plan.fill_target if other is None else plan.fill_target // 2
+        for plan, umem in zip(self.plans, umems, strict=True):
+            frames = self._frames(plan, umem)
             try:
                 queue = XskQueue(
                     frames,
@@ -212,14 +231,15 @@ class Attachment:
                     plan.rx_ring,
                     plan.tx_ring,
                     plan.fill_ring,
-                    target,
+                    plan.fill_target,
                     mode,
                     self.spec.jumbo,
-                    other,
+                    umem.first,
                 )
             except OSError as error:
                 raise self._refused(error, mode) from None
             self.queues.append(queue)
+            umem.first = umem.first or queue
             if self.spec.poll != "irq":
                 with _as_port_error(f"{self.name}: "):
                     queue.busy_poll(self.spec.poll == "busy")
@@ -315,6 +335,11 @@ class Attachment:
             "starved": own["starved"],
             "wakeups": own["wakeups"],
             "kernel": kernel,
+            # Between the program and us: consumed = rx_frames + the sum of these.
+            "lost": {
+                **{name: kernel[name] for name in KERNEL_DROPS},
+                **{name: own[name] for name in OWN_DROPS},
+            },
         }
         return {
             "port": port,
