@@ -6,6 +6,7 @@ exceptions that they were inside it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from typing import Any
@@ -30,7 +31,8 @@ def ask(path: str, verb: str, *, timeout_s: float = ANSWER_S, **arguments: Any) 
         )
     with _connect(path, timeout_s) as connection:
         try:
-            connection.sendall(request)
+            with contextlib.suppress(BrokenPipeError):  # refused: the reason may have been said
+                connection.sendall(request)
             reply = _read_line(connection, path)
         except TimeoutError:
             raise PortError(f"the appliance at {path} does not answer in {timeout_s:g} s") from None

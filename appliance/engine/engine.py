@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from appliance.attachment import Attachment, PortSpec, Umem
@@ -186,10 +185,10 @@ class Engine:
         with self._lock:
             return self._running().listed()
 
-    def swap(self, tables: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    def swap(self, tables: object) -> list[dict[str, Any]]:
         """Replaces all rules by these [[rule]] tables, without losing a packet; the new list.
 
-        When anything is wrong with them the old rules stay in force, on every port.
+        They come from outside and are checked here, as if they had been read from a file. When anything is wrong with them the old rules stay in force, on every port.
         """
         with self._lock:
             self.config = self._running().swap(tables)

@@ -8,7 +8,7 @@ under way then, so the old routes stay: at least until the next swap, and at lea
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from appliance.attachment import Attachment
@@ -66,7 +66,7 @@ class Rules:
                 )
         return entries
 
-    def swap(self, tables: Sequence[dict[str, Any]]) -> Config:
+    def swap(self, tables: object) -> Config:
         """The configuration with these rules, in force. On an error everything is as before."""
         fresh = self._with(tables)
         before = self.config
@@ -85,10 +85,10 @@ class Rules:
         self.config = fresh
         return fresh
 
-    def _with(self, tables: Sequence[dict[str, Any]]) -> Config:
+    def _with(self, tables: object) -> Config:
         """The running configuration with other rules, checked as if it came from a file."""
         data = self.config.model_dump(by_alias=True, exclude_none=True, exclude_unset=True)
-        data["rule"] = list(tables)
+        data["rule"] = tables
         fresh = from_mapping(data)
         check.configuration(fresh)
         # Every rule must be one that the workers can carry, before the first program is touched.
