@@ -1,78 +1,26 @@
 """A port attached to its interface: memory, sockets, steering, and the settings that go with them.
 
-Owns the order of life of one port (design: everything is checked and reserved before the program is
-attached; the program is detached before anything is taken away) and the translation of what the
-kernel refuses into one line. Who then runs the queues, a worker or a Python loop, is not its matter.
+Owns the order of life of one port: everything is checked and reserved before the program is
+attached, and the program is detached before anything is taken away. Who then runs the queues, a
+worker or a Python loop, is not its matter.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from appliance import limits
 from appliance.dataplane import Frames, LoopQueue, Queue, XskQueue
-from appliance.errors import ConfigError, HostError, OpenClawError, PortError
+from appliance.errors import ConfigError, HostError, PortError
 from appliance.net import InterfaceInfo, Settings, in_netns, interface
 from appliance.net.zerocopy import verdict
 from appliance.plan import ETHERNET_BYTES, QueuePlan, packet_bytes_max, size_queue
+from appliance.refusal import refused
+from appliance.spec import PortSpec, Umem
 from appliance.steering import Rule, Steering
 
 KERNEL_DROPS = ("rx_dropped", "rx_ring_full")
 OWN_DROPS = ("too_many_fragments", "bad_descriptors")
-
-
-@dataclass(frozen=True)
-class PortSpec:
-    """What to open. Field by field the [[port]] and [memory] tables of the configuration."""
-
-    interface: str
-    name: str = ""
-    netns: str | None = None
-    backend: str = "afxdp"
-    queues: str | Sequence[int] = "all"
-    mode: str = "auto"
-    attach: str = "auto"
-    poll: str = "irq"
-    jumbo: bool = False
-    frames: int = 8192
-    frame_bytes: int = 4096
-    hugepages: str = "auto"
-    numa: str | int = "auto"
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.queues, str) and len(set(self.queues)) != max(len(self.queues), 1):
-            raise ConfigError(f"queues: {list(self.queues)}: at least one, each once")
-        for field, value, allowed in (
-            ("backend", self.backend, ("afxdp", "loop")),
-            ("mode", self.mode, ("auto", "copy", "zerocopy")),
-            ("attach", self.attach, ("auto", "native", "generic")),
-            ("poll", self.poll, ("irq", "defer", "busy")),
-            ("hugepages", self.hugepages, ("auto", "require", "off")),
-            ("frame_bytes", self.frame_bytes, limits.FRAME_BYTES),
-        ):
-            if value not in allowed:
-                words = ", ".join(str(word) for word in allowed)
-                raise ConfigError(f"{field}: {value!r}: one of {words}")
-        if not limits.FRAMES_PER_PORT_MIN <= self.frames <= limits.FRAMES_PER_QUEUE_MAX:
-            low, high = limits.FRAMES_PER_PORT_MIN, limits.FRAMES_PER_QUEUE_MAX
-            raise ConfigError(f"frames: {self.frames}: {low}..{high}")
-
-
-class Umem:
-    """The memory of one queue, or of several that share it: forwarding without a copy needs that.
-
-    The first queue that opens on it makes and registers it, with `frames` of which `tx_frames`
-    send; without numbers, those of that queue's plan.
-    """
-
-    def __init__(self, frames: int = 0, tx_frames: int = 0) -> None:
-        self.size = (frames, tx_frames)
-        self.frames: Frames | None = None
-        self.first: Queue | None = None
 
 
 class Attachment:
@@ -100,6 +48,7 @@ class Attachment:
         self.attach_mode: str | None = None
         self.facts: InterfaceInfo | None = None
         self._reasons: list[str] = []
+        self._last: tuple[dict[str, Any], dict[str, Any]] | None = None
         try:
             if spec.backend == "loop":
                 self._open_loop(umems)
@@ -237,28 +186,16 @@ class Attachment:
                     umem.first,
                 )
             except OSError as error:
-                raise self._refused(error, mode) from None
+                raise refused(self.spec, mode, error) from None
             self.queues.append(queue)
             umem.first = umem.first or queue
             if self.spec.poll != "irq":
-                with _as_port_error(f"{self.name}: "):
+                try:
                     queue.busy_poll(self.spec.poll == "busy")
+                except OSError as error:
+                    raise PortError(f"{self.name}: {error.strerror or error}") from None
             if self.steering is not None:
                 self.steering.set_socket(plan.queue, queue.fd)
-
-    def _refused(self, error: OSError, mode: str) -> OpenClawError:
-        where = self.spec.interface
-        if error.errno in (errno.EPERM, errno.EACCES):
-            return HostError(f"{where}: {error.strerror}", fix="run as root (sudo)")
-        if error.errno == errno.EAFNOSUPPORT:
-            return HostError("this kernel has no AF_XDP", fix="a kernel with CONFIG_XDP_SOCKETS=y")
-        if error.errno == errno.EBUSY:
-            return PortError(f"{where}: {error.strerror}: another program has this queue")
-        if mode == "zerocopy" and error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
-            return PortError(f"{where}: the driver refuses zero-copy: {error.strerror}")
-        if self.spec.jumbo and error.errno == errno.EINVAL:
-            return HostError(f"{where}: {error.strerror}", fix="jumbo needs Linux 6.6 or later")
-        return PortError(f"{where}: {error.strerror}")
 
     # -------------------------------------------------------------------------------- start, stop
 
@@ -280,6 +217,9 @@ class Attachment:
         self.stop()
         for queue in self.queues:
             queue.close()
+        if self.queues and self._last is None:
+            self._last = (self.info(), self.statistics())
+        self.queues = []
         if self.steering is not None:
             self.steering.close()
         if self.settings is not None:
@@ -294,6 +234,8 @@ class Attachment:
 
     def info(self) -> dict[str, Any]:
         """What was granted, in the words of the statistics."""
+        if self._last is not None:
+            return dict(self._last[0])
         first = self.queues[0].frames.arena
         return {
             "name": self.name,
@@ -311,7 +253,9 @@ class Attachment:
         }
 
     def statistics(self) -> dict[str, Any]:
-        """The entry of "ports", and the drops that this port can name."""
+        """The entry of "ports", and the drops that this port can name. After close, the last."""
+        if self._last is not None:
+            return self._last[1]
         kernel: dict[str, int] = {}
         own: dict[str, int] = {}
         for queue in self.queues:
@@ -348,9 +292,4 @@ class Attachment:
         }
 
 
-@contextlib.contextmanager
-def _as_port_error(prefix: str):
-    try:
-        yield
-    except OSError as error:
-        raise PortError(f"{prefix}{error.strerror or error}") from None
+__all__ = ["Attachment", "PortSpec", "Umem"]

@@ -87,9 +87,8 @@ def swap(out: output.Output, file: str, socket: str) -> None:
 
     FILE is a whole configuration; only its rules are taken. Unchanged rules keep their ids.
     """
-    rules = [
-        entry.model_dump(mode="json", exclude_unset=True) for entry in configuration.load(file).rules
-    ]
+    config = configuration.load(file)
+    rules = [entry.model_dump(mode="json", exclude_unset=True) for entry in config.rules]
     found = client.ask(socket, "rules.swap", rules=rules, timeout_s=client.SWAP_S)
     out.result({"rules": found}, _render_list)
 

@@ -20,7 +20,8 @@ from appliance.engine.rates import rates
 @click.command()
 @click.option("--interval", type=click.FloatRange(0.1, 3600), default=1.0, show_default=True,
               help="Seconds between two looks.")
-@click.option("--count", type=click.IntRange(min=1), help="So many looks; without it, until Ctrl-C.")
+@click.option("--count", type=click.IntRange(min=1),
+              help="So many looks; without it, until Ctrl-C.")
 @click.option("--socket", default=client.SOCKET, show_default=True, help="The control socket.")
 @output.json_option
 def command(out: output.Output, interval: float, count: int | None, socket: str) -> None:

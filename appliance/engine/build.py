@@ -180,7 +180,8 @@ def _check_alike(config: Config, lanes: Sequence[Lane]) -> None:
                 )
         if {other.mode, ports[0].mode} == {"copy", "zerocopy"}:
             raise ConfigError(
-                f"forward: {ports[0].name} and {other.name} share memory: both copy or both zerocopy"
+                f"forward: {ports[0].name} and {other.name} share memory: "
+                f"both copy or both zerocopy"
             )
 
 

@@ -64,7 +64,7 @@ def _connect(path: str, timeout_s: float) -> socket.socket:
 
 
 def _read_line(connection: socket.socket, path: str) -> dict[str, Any]:
-    parts = []
+    parts: list[bytes] = []
     size = 0
     while not (parts and parts[-1].endswith(b"\n")):
         part = connection.recv(1 << 16)

@@ -34,9 +34,9 @@ class Crew:
             self.workers.append(Worker(queues, consumers))
 
     def routes(self, group: Group, port: str, rules: Iterable[tuple[int, Rule]]) -> dict[int, Any]:
-        """By lane of the group: the routes of these rules of the port. ConfigError if there is none.
+        """By lane of the group: the routes of these rules of the port.
 
-        Lanes of other ports are not in it.
+        Lanes of other ports are not in it. ConfigError for a consumer that cannot be reached.
         """
         listed = list(rules)
         return {

@@ -77,7 +77,8 @@ class Engine:
         layout = build.layout(self.config, facts)
         umems = [Umem(group.frames, group.tx_frames) for group in layout.groups]
         for port in self.config.ports:
-            places = [layout.group_of(port.name, at)[0] for at in range(len(layout.queues[port.name]))]
+            queues = range(len(layout.queues[port.name]))
+            places = [layout.group_of(port.name, at)[0] for at in queues]
             self._ports[port.name] = Attachment(
                 self._spec(port, _mode(self.config, layout.groups[places[0]], port.name, found)),
                 [Rule.of(entry) for entry in self.config.rules_of(port.name)],
@@ -188,7 +189,8 @@ class Engine:
     def swap(self, tables: object) -> list[dict[str, Any]]:
         """Replaces all rules by these [[rule]] tables, without losing a packet; the new list.
 
-        They come from outside and are checked here, as if they had been read from a file. When anything is wrong with them the old rules stay in force, on every port.
+        They come from outside and are checked here, as if they had been read from a file.
+        When anything is wrong with them the old rules stay in force, on every port.
         """
         with self._lock:
             self.config = self._running().swap(tables)

@@ -26,7 +26,8 @@ TARGET = bytes.fromhex("020000000002")
 
 def udp(number: int, payload_bytes: int = 32, port: int = 4789) -> bytes:
     """An Ethernet frame with a UDP packet whose payload begins with `number`."""
-    payload = struct.pack("!Q", number) + bytes((number + i) & 0xFF for i in range(payload_bytes - 8))
+    filling = bytes((number + i) & 0xFF for i in range(payload_bytes - 8))
+    payload = struct.pack("!Q", number) + filling
     length = 20 + 8 + len(payload)
     header = struct.pack(
         "!BBHHHBBH4s4s", 0x45, 0, length, 0, 0, 64, 17, 0, b"\x0a\0\0\1", b"\x0a\0\0\2"
@@ -57,7 +58,8 @@ def rule_table(port: str, match: str, action: str = "consume", consumers=(), **m
 
 
 def consumer_table(name: str, kind: str, **more) -> str:
-    return "[[consumer]]\n" + "\n".join([f'name = "{name}"', f'kind = "{kind}"', *_fields(more)]) + "\n"
+    lines = [f'name = "{name}"', f'kind = "{kind}"', *_fields(more)]
+    return "[[consumer]]\n" + "\n".join(lines) + "\n"
 
 
 def control_table(directory: Path, metrics: str = "") -> str:

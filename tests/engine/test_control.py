@@ -80,7 +80,8 @@ def talk(path: str, data: bytes, seconds: float = 10.0) -> bytes:
 
 def test_statistics_have_the_names_of_the_contract(running):
     stats = client.ask(running.socket, "stats")
-    assert {"ports", "steering", "drops", "frames", "consumers", "latency_ns", "memory"} <= set(stats)
+    assert {"ports", "steering", "drops", "frames", "consumers", "latency_ns",
+            "memory"} <= set(stats)
     assert {"name", "interface", "backend", "attach_mode", "zero_copy", "queues", "rx_frames",
             "rx_bytes", "tx_frames", "tx_bytes", "kernel"} <= set(stats["ports"][0])
     assert set(stats["ports"][0]["kernel"]) == {
@@ -174,7 +175,8 @@ def test_random_bytes_never_end_the_conversation_of_others(running):
     words = [b'{"verb":', b'"stats"', b"}", b"\n", b"[", b'"rules.swap"', b"\x00", b"1e999", b","]
     for _ in range(300):
         data = b"".join(
-            source.choice(words) if source.random() < 0.6 else source.randbytes(source.randrange(40))
+            source.choice(words) if source.random() < 0.6
+            else source.randbytes(source.randrange(40))
             for _ in range(source.randrange(1, 20))
         )
         for reply in talk(running.socket, data + b"\n").splitlines():
@@ -246,7 +248,8 @@ def test_another_user_is_refused(tmp_path):
 def scrape(metrics: str) -> dict[str, float]:
     with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=10) as answer:
         lines = answer.read().decode().splitlines()
-    return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line[0] != "#"}
+    pairs = [line.rsplit(" ", 1) for line in lines if line[0] != "#"]
+    return {name: float(value) for name, value in pairs}
 
 
 def free_port() -> int:

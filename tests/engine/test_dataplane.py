@@ -324,7 +324,8 @@ def test_a_foreign_program_is_not_replaced_and_what_was_opened_is_closed_again(l
     text = (port_table("in0", lab.b) + rule_table("in0", "udp", consumers=["c"])
             + consumer_table("c", "count"))
     with appliance.open_port(lab.b.interface, match="udp", netns=lab.b.netns, queues=[1]):
-        other = Engine(parse(text.replace('interface = "veth-b"', 'interface = "veth-b"\nqueues = [0]')))
+        first_queue = text.replace('"veth-b"', '"veth-b"\nqueues = [0]')
+        other = Engine(parse(first_queue))
         with pytest.raises(appliance.PortError, match="not replaced"):
             other.start()
     with started(text) as engine:

@@ -69,7 +69,7 @@ def test_a_signal_while_it_starts_ends_it_with_nothing_left(lab, tmp_path):
             time.sleep(pause)
             status, _, errors = made.end(signal.SIGINT)
             assert status in (0, 130, -signal.SIGINT), errors  # before Python has begun: the signal
-            assert "Traceback" not in errors or pause < 0.5
+            assert "Traceback" not in errors or status == -signal.SIGINT
         assert interface(lab.b.interface, lab.b.netns).xdp_prog_id is None
 
 
@@ -101,7 +101,8 @@ def test_stats_top_and_rules_speak_with_the_running_appliance(lab, tmp_path):
         assert stats["running"] and stats["ports"][0]["name"] == "in0"
         assert "consumers" in run("stats", *at).stdout
         lines = run("top", "--interval", "0.5", "--count", "2", *at).stdout.splitlines()
-        rates = [int(m[1]) for line in lines if (m := re.search(r"consumer c count (\d+) pps", line))]
+        found = [re.search(r"consumer c count (\d+) pps", line) for line in lines]
+        rates = [int(match[1]) for match in found if match]
         assert len(rates) == 2 and min(rates) > 0
         top = json.loads(run("top", "--json", "--interval", "0.5", *at).stdout)
         assert top["rules"][0]["pps"] > 0 and top["ports"][0]["rx_pps"] > 0
@@ -153,7 +154,8 @@ BROKEN = {
                        + "".join(consumer_table(f"c{i}", "count") for i in range(9)), 2,
                        "at most 8"),
     "no such interface": (GOOD, 3, "no interface oc-none0"),
-    "no such namespace": (GOOD.replace('"oc-none0"', '"oc-none0"\nnetns = "oc-none"'), 3, "oc-none"),
+    "no such namespace": (GOOD.replace('"oc-none0"', '"oc-none0"\nnetns = "oc-none"'), 3,
+                          "oc-none"),
     "no rule": (GOOD.replace('port = "in0"', 'port = "in1"'), 2, "in1"),
 }
 
@@ -198,7 +200,7 @@ def test_a_check_refuses_what_a_run_would_refuse(tmp_path, name):
 
 @needs_network
 def test_twenty_starts_and_stops_leave_descriptors_and_threads_as_they_were(lab, tmp_path):
-    config = parse(counting(lab.b, tmp_path))
+    config = parse(counting(lab.b, tmp_path) + "[memory]\nframes_per_queue = 1024\n")
 
     def once():
         with Engine(config) as engine, open_sender(lab.a) as sender:
