@@ -375,10 +375,8 @@ cdef class Endpoint(Lender):
         for queue in self.queues:
             queue.close()
         for frames in self.frame_sets():
-            mine = [queue for queue in self.queues if queue.frames is frames]
-            self.leaked += frames.audit(sum(queue.filled for queue in mine),
-                                        sum(queue.outstanding for queue in mine))
-            frames.reclaim()
+            self.leaked += frames.settle([queue for queue in self.queues
+                                          if queue.frames is frames])
         self.last_ledger = self.ledger()
         # Memory that no view holds goes back now, not when this object does.
         self.n = 0
