@@ -125,6 +125,7 @@ cdef int read_some(pcap_t *handle, Memory data, Memory offsets, Memory lengths, 
     cdef uint8_t *to
     cdef uint8_t *row
     cdef uint64_t time_ns
+    cdef int64_t seconds
     cdef int rc, i
     for i in range(PACKETS_PER_TURN):
         rc = pcap_next_ex(handle, &header, &bytes)
@@ -151,9 +152,12 @@ cdef int read_some(pcap_t *handle, Memory data, Memory offsets, Memory lengths, 
         row = times.extend(8)
         if row is NULL:
             return -3
+        seconds = header.ts.tv_sec
+        if -(<int64_t>1 << 31) <= seconds < 0:
+            seconds += <int64_t>1 << 32  # the format's are unsigned; libpcap's end in 2038
         time_ns = 0              # a damaged file may hold any number here: outside of it, 1970
-        if 0 <= header.ts.tv_sec <= <int64_t>SECONDS_MAX:
-            time_ns = <uint64_t>header.ts.tv_sec * 1000000000u + <uint64_t>header.ts.tv_usec
+        if 0 <= seconds <= <int64_t>SECONDS_MAX:
+            time_ns = <uint64_t>seconds * 1000000000u + <uint64_t>header.ts.tv_usec
         (<uint64_t *>row)[0] = time_ns
     return 1
 
