@@ -10,6 +10,7 @@ time was spent sending and 2 % receiving, so that a second thread would only tak
 
 from __future__ import annotations
 
+import collections
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,9 +22,10 @@ from appliance.demo.traffic import Lane, Traffic
 from appliance.errors import PortError
 from appliance.port import Port
 
-# veth's ring holds 256 packets and drops the next one. A completion comes back when the receiving
-# end has taken its packet out of that ring (tests/demo/test_link.py shows it), so what is
-# outstanding is what can be in the ring. The bound is on all queues together: no one can overflow.
+# veth's ring holds 256 packets (240 while the reader has 16 slots still to clear) and drops the next
+# one. A completion comes back when the receiving end has taken its packet out of that ring
+# (tests/demo/test_link.py shows it), so what is outstanding is all that can be in the ring. The
+# bound is on all queues together: none can overflow.
 WINDOW = 192
 BURST = 64
 # Nothing arrived for so long, though all was sent: it does not come any more. The longest way is a
@@ -70,7 +72,7 @@ class Outcome:
     sent: int = 0
     sent_bytes: int = 0
     verified: int = 0  # compared byte for byte and the same
-    mismatched: int = 0  # compared and different, from every packet still under way
+    mismatched: int = 0  # compared, and different or out of order
     unexpected: int = 0  # arrived though nothing was under way
     misruled: int = 0  # the right bytes with another rule's id
     missing: int = 0  # the rules consume it and it did not arrive
@@ -91,7 +93,10 @@ class _Run:
     total: int
     sent: int = 0
     expected: int = 0  # packets accounted for on the receiving side, arrived or given up
-    under_way: int = field(default=0)  # sent, to be consumed, not yet accounted for
+    under_way: int = 0  # sent, to be consumed, not yet accounted for
+    skipped: collections.deque[int] = field(  # given up, newest last: one may yet come late
+        default_factory=lambda: collections.deque(maxlen=WINDOW)
+    )
 
     def note_sent(self, count: int) -> int:
         """Counts packets as sent; returns their bytes."""
@@ -224,14 +229,23 @@ class Exchange:
     def _differs(self, run: _Run, batch: Batch, at: int) -> int:
         """The packet is not the next one: others before it were lost, or it is a wrong one.
 
-        It walks forward over what is under way. Found there, the packets in between are missing;
-        not found, it counts as the next one, changed on its way. Returns how many it dealt with.
+        It walks forward over what is under way. Found there, the packets in between are missing
+        (or late). Not found, it counts as the next one, changed on its way. Returns how many it
+        dealt with.
         """
         for ahead in range(1, run.under_way):
             if self._equal(run, batch, at, run.expected + ahead):
                 self.outcome.missing += ahead
+                run.skipped.extend(range(run.expected, run.expected + ahead))
                 run.account(ahead)
                 return 0
+        for late in run.skipped:
+            if self._equal(run, batch, at, late):
+                run.skipped.remove(late)
+                self.outcome.missing -= 1
+                self.outcome.mismatched += 1
+                self._fault(f"packet {late} of queue {batch.queue_id} came out of order")
+                return 1
         if run.under_way <= 0:
             self.outcome.unexpected += 1
             self._fault(f"a packet of {batch.lengths[at]} bytes that nobody sent")

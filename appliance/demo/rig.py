@@ -122,3 +122,5 @@ class Rig:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+        # Memory goes with the last reference to a port, not with its close (views may be alive).
+        del self.sender, self.receiver
