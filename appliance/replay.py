@@ -33,7 +33,7 @@ LATE_NS = 1_000_000
 # has taken the packet out of that ring, so no more than this may be under way.
 VETH_WINDOW = 192
 NAP_S = 0.02  # between two looks at the stop flag
-SPIN_NS = 60_000  # the last stretch before a burst is waited out awake: Linux's timer slack is 50 us
+SPIN_NS = 60_000  # the last stretch is waited out awake: Linux's timer slack is 50 us
 STUCK_S = 5.0
 SHOW_NS = 50_000_000
 
@@ -133,7 +133,10 @@ def _sendable(capture: Capture) -> tuple[Capture, dict[str, int]]:
     short = lengths < ETHERNET_HEADER
     long = lengths > limits.MTU_MAX + ETHERNET_HEADER
     rows = np.flatnonzero(~(short | long))
-    skipped = {"shorter_than_ethernet_header": int(short.sum()), "longer_than_link": int(long.sum())}
+    skipped = {
+        "shorter_than_ethernet_header": int(short.sum()),
+        "longer_than_link": int(long.sum()),
+    }
     chosen = Capture(
         capture.data,
         np.ascontiguousarray(capture.offsets[rows], np.uint64),

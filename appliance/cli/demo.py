@@ -12,6 +12,7 @@ from appliance import capture, demo
 from appliance.cli import output
 from appliance.errors import ConfigError
 
+LISTED_MAX = 20
 _SKIPPED = {
     "shorter_than_ethernet_header": "shorter than an Ethernet header (14 bytes)",
     "longer_than_link": "longer than any link can carry (65,549 bytes)",
@@ -41,13 +42,14 @@ def command(out: output.Output, files: tuple[str, ...], repeat: int, rate: float
     for one in captures:
         capture.ethernet_only(one)
         if one.truncated:
-            out.note(f"{one.name} is damaged further in ({one.truncated}); what precedes it is sent")
+            out.note(f"{one.name} is damaged further in ({one.truncated}); "
+                     "what precedes it is sent")
     with out.progress("packets", repeat * sum(map(len, captures))) as progress:
         found = demo.run(captures, repeat=repeat, rate=rate, progress=progress)
     out.result(found, _show)
-    for line in found["faults"]:
-        out.note(f"openclaw: {line}")
     if found["faults"]:
+        more = len(found["faults"]) - 1
+        out.note(f"openclaw: {found['faults'][0]}" + (f" (and {more} more)" if more else ""))
         raise SystemExit(1)
 
 
@@ -57,22 +59,25 @@ def _show(found: dict[str, Any]) -> Any:
 
 
 def _captures(found: dict[str, Any]) -> Any:
+    """One line for each capture, narrow enough for 80 columns; the rest of a long list as one."""
     listed = found["captures"]
-    rows = [
-        (one["name"].rsplit("/", 1)[-1], one["packets"], one["repeat"], one["sent"], one["received"],
-         one["passed"], sum(one["drops"].values()), sum(one["skipped"].values()), one["verified"])
-        for one in listed[:20]
-    ]
-    if len(listed) > len(rows):
-        rest = listed[len(rows):]
-        rows.append((f"and {len(rest)} more", *(sum(one[key] for one in rest) for key in
-                     ("packets", "repeat", "sent", "received", "passed")),
-                     sum(sum(one["drops"].values()) for one in rest),
-                     sum(sum(one["skipped"].values()) for one in rest),
-                     sum(one["verified"] for one in rest)))
-    columns = ("replayed", "packets", "times", "sent", "received", "to the kernel", "dropped",
-               "skipped", "verified")
+    shown, rest = listed[:LISTED_MAX], listed[LISTED_MAX:]
+    rows = [(_title(one), *_counts([one])) for one in shown]
+    if rest:
+        rows.append((f"and {len(rest)} more", *_counts(rest)))
+    columns = ("replayed", "sent", "received", "to kernel", "dropped", "skipped")
     return output.table(None, columns, rows)
+
+
+def _title(one: dict[str, Any]) -> str:
+    times = f" x {one['repeat']:,}" if one["repeat"] > 1 else ""
+    return one["name"].rsplit("/", 1)[-1] + times
+
+
+def _counts(entries: list[dict[str, Any]]) -> tuple[int, ...]:
+    sums = [sum(one[key] for one in entries) for key in ("sent", "received", "passed")]
+    sums += [sum(sum(one[key].values()) for one in entries) for key in ("drops", "skipped")]
+    return tuple(sums)
 
 
 def _rules(found: dict[str, Any]) -> Any:
@@ -98,8 +103,8 @@ def _figures(found: dict[str, Any]) -> Any:
     rows = (
         ("dropped", drops),
         ("skipped", skipped),
-        ("verified", f"{found['verified']:,} of {found['received']:,} received, byte for byte and "
-                     f"in order; {found['mismatched']:,} differ"),
+        ("verified", f"{found['verified']:,} of {found['received']:,} byte for byte and in order; "
+                     f"{found['mismatched']:,} differ"),
         ("frames", f"{frames['total']:,}, of which {frames['free']:,} came home and "
                    f"{frames['leaked']:,} leaked"),
         ("latency", times),
@@ -123,6 +128,6 @@ def _verdict(found: dict[str, Any]) -> Text:
     total = sum(found["drops"].values())
     return Text(
         f"\nok    sent {found['sent']:,} = received {found['received']:,} + passed "
-        f"{found['passed']:,} + dropped {total:,}; nothing leaked, nothing differs",
+        f"{found['passed']:,} + dropped {total:,}; 0 leaked",
         style=output.STATE_STYLE["ok"],
     )

@@ -35,7 +35,9 @@ def run(
     The result has the contract's names; its "faults" are empty if everything holds. ConfigError for
     a capture that is not Ethernet, before anything is set up. Nothing is left behind in any case.
     """
-    longest = max((int(ethernet_only(one).lengths.max()) for one in captures if len(one)), default=0)
+    for capture in captures:
+        ethernet_only(capture)
+    longest = max((int(capture.lengths.max()) for capture in captures if len(capture)), default=0)
     latencies = Latencies()
     entries: list[dict[str, Any]] = []
     done = 0
@@ -45,8 +47,7 @@ def run(
             traffic = prepare(capture, longest=rig.longest, queues=QUEUES, repeat=repeat,
                               longest_reason=rig.longest_reason)
             exchange = Exchange(rig.sender, rig.receiver, traffic, latencies, rate=rate)
-            base = done
-            outcome = exchange.run(lambda sent, base=base: progress(base + sent))
+            outcome = exchange.run(_after(done, progress))
             done += outcome.sent
             after = rig.figures()
             entries.append(accounts.entry(traffic, outcome, before, after))
@@ -54,3 +55,8 @@ def run(
         matches = {number: rule.match for number, rule in rig.receiver.rules}
         figures = rig.close()
         return accounts.result(entries, figures, latencies.summary(), matches, rig.reasons)
+
+
+def _after(done: int, progress: Callable[[int], None]) -> Callable[[int], None]:
+    """Progress of one capture as progress of all."""
+    return lambda sent: progress(done + sent)

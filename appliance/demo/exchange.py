@@ -22,8 +22,8 @@ from appliance.demo.traffic import Lane, Traffic
 from appliance.errors import PortError
 from appliance.port import Port
 
-# veth's ring holds 256 packets (240 while the reader has 16 slots still to clear) and drops the next
-# one. A completion comes back when the receiving end has taken its packet out of that ring
+# veth's ring holds 256 packets (240 while the reader has 16 slots still to clear) and drops the
+# next one. A completion comes back when the receiving end has taken its packet out of that ring
 # (tests/demo/test_link.py shows it), so what is outstanding is all that can be in the ring. The
 # bound is on all queues together: none can overflow.
 WINDOW = 192
@@ -148,7 +148,9 @@ class Exchange:
 
     def _send(self, start: float) -> int:
         moved = 0
-        for number, run in enumerate(self._runs):
+        # The lane that is furthest behind goes first: a low rate leaves room for one of them only.
+        behind = sorted(enumerate(self._runs), key=lambda lane: lane[1].sent / (lane[1].total or 1))
+        for number, run in behind:
             count = min(self._window - self._sender.outstanding, run.total - run.sent, BURST)
             if self._rate:
                 due = int((time.monotonic() - start) * self._rate) + 1

@@ -161,13 +161,15 @@ class Office:
             arp = struct.pack("!HHBBH", 1, 0x0800, 6, 4, kind) + MAC[sender] + IP[sender]
             arp += (bytes(6) if kind == 1 else MAC[wanted]) + IP[wanted]
             yield ethernet(MAC[sender], b"\xff" * 6 if kind == 1 else MAC[wanted], arp, 0x0806)
-        discover = bytes([1, 1, 6, 0]) + self.random.randbytes(4) + bytes(20) + MAC["d"] + bytes(202)
+        discover = bytes([1, 1, 6, 0]) + self.random.randbytes(4) + bytes(20) + MAC["d"]
+        discover += bytes(202)
         discover += bytes.fromhex("63825363350101ff")
         asked = udp(bytes(4), b"\xff" * 4, 68, 67, discover)
         yield ethernet(MAC["d"], b"\xff" * 6, ip(bytes(4), b"\xff" * 4, 17, asked))
         group = bytes.fromhex("ff0200000000000000000001ff000002")
         solicit = segment(58, IP6["a"], group, bytes([135, 0, 0, 0]) + bytes(4) + IP6["b"], 2)
-        yield ethernet(MAC["a"], b"\x33\x33\xff\0\0\x02", ip(IP6["a"], group, 58, solicit, hops=255))
+        target = b"\x33\x33\xff\0\0\x02"
+        yield ethernet(MAC["a"], target, ip(IP6["a"], group, 58, solicit, hops=255))
         yield from self.session("b", IP["b"], IP["h"], 22, b"SSH-2.0-OpenSSH_9.2\r\n",
                                 b"SSH-2.0-OpenSSH_9.7\r\n")
 

@@ -158,5 +158,5 @@ def flow_queues(capture: Capture, queues: int) -> np.ndarray:
         for byte in range(width):
             place = np.uint64(8 * (byte % (width // 2) % 6))
             key[rows] ^= data[start[rows] + np.uint64(byte)].astype(np.uint64) << place
-    mixed = key * np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing; the high bits are the good ones
+    mixed = key * np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing: the high bits are well mixed
     return ((mixed >> np.uint64(32)) % np.uint64(queues)).astype(np.int64)

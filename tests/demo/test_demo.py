@@ -1,4 +1,4 @@
-"""The demo: everything is accounted for, and its check fails when anything is not as it was sent."""
+"""The demo: everything is accounted for, and its check fails when anything is not as sent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from appliance.demo.rig import Rig
 from appliance.demo.traffic import RULES, flow_queues, prepare
 from appliance.net import in_netns, namespaces
 from appliance.net.interface import netlink
-from appliance.port import open_port
 from appliance.steering import verdicts
 
 pytestmark = pytest.mark.root
@@ -210,7 +209,7 @@ def test_a_packet_that_somebody_else_sent_is_a_fault(rig, sample):
 
 
 def test_what_the_link_loses_is_attributed_and_what_follows_is_still_verified(rig, tmp_path):
-    """The far end has a smaller MTU: the kernel drops what is longer, before XDP, without a word."""
+    """The far end has a smaller MTU: the kernel drops what is longer, before XDP."""
     in_netns(rig.lab.b.netns, _set_mtu, "veth-b", 1000)
     packets = [frame(1200 if n % 10 == 3 else 600, n) for n in range(400)]
     traffic = prepare(capture_of(tmp_path, packets), longest=rig.longest, queues=2)
