@@ -113,7 +113,7 @@ def _figures(found: dict[str, Any]) -> Any:
         ("memory", f"{fast['bytes'] >> 20} MiB in {memory['backing']} pages, {memory['state']}"),
         ("attached", f"{port['attach_mode']} XDP, {mode}, {len(port['queues'])} queues"
                      f"{', jumbo' if port['jumbo'] else ''}"),
-        *(("note", reason) for reason in memory["reasons"]),
+        *(("note", reason) for reason in found["notes"]),
     )
     return output.table(None, ("", ""), rows)
 
