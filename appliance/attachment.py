@@ -43,6 +43,8 @@ class PortSpec:
     numa: str | int = "auto"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.queues, str) and len(set(self.queues)) != max(len(self.queues), 1):
+            raise ConfigError(f"queues: {list(self.queues)}: at least one, each once")
         for field, value, allowed in (
             ("backend", self.backend, ("afxdp", "loop")),
             ("mode", self.mode, ("auto", "copy", "zerocopy")),
@@ -114,8 +116,6 @@ class Attachment:
                 raise ConfigError(f"queues: {self.spec.queues!r}: all, or a list of numbers")
             return list(range(there))
         numbers = list(self.spec.queues)
-        if not numbers or len(set(numbers)) != len(numbers):
-            raise ConfigError(f"queues: {numbers}: at least one, each once")
         for number in numbers:
             if not isinstance(number, int) or not 0 <= number < there:
                 raise ConfigError(

@@ -60,12 +60,6 @@ def open_port(
 
     Raises ConfigError (bad argument), HostError (the host lacks something), PortError (refused).
     """
-    if rules is None and match is not None:
-        rules = [Rule(match=match, action="consume")]
-    if rules is None and not transmit_only and backend != "loop":
-        raise ConfigError("match: none: a port without a rule would hide its traffic ('' is all)")
-    if not isinstance(quota_frames, int) or quota_frames < 0:
-        raise ConfigError(f"quota_frames: {quota_frames!r}: a number from 0 up")
     spec = PortSpec(
         interface=interface,
         netns=netns,
@@ -79,6 +73,12 @@ def open_port(
         frame_bytes=frame_bytes,
         hugepages=hugepages,
     )
+    if rules is None and match is not None:
+        rules = [Rule(match=match, action="consume")]
+    if rules is None and not transmit_only and backend != "loop":
+        raise ConfigError("match: none: a port without a rule would hide its traffic ('' is all)")
+    if not isinstance(quota_frames, int) or quota_frames < 0:
+        raise ConfigError(f"quota_frames: {quota_frames!r}: a number from 0 up")
     attachment = Attachment(spec, None if transmit_only else rules, no_socket=no_socket)
     try:
         return Port(attachment, quota_frames)

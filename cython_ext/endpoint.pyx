@@ -141,7 +141,7 @@ cdef class Endpoint(Lender):
         batch.queue = self.queues[got if got >= 0 else 0]
         batch.block = block
         batch.count = b.packets
-        self.batches.add(batch)
+        self.register(batch)
         return batch
 
     def recv(self, uint32_t max_frames=64, timeout_ms=100):
@@ -235,7 +235,7 @@ cdef class Endpoint(Lender):
                 if isinstance(item, Frame):
                     frame = item
                     frame.check()
-                    if (frame.queue.frames.um.base == q.um.base and frame.exports == 0
+                    if (frame.queue.frames.um.base == q.um.base and frame.ours_alone()
                             and (frame.pieces == 1 or q.multi_buffer)):
                         if not self._send_frame(q, frame):
                             break
@@ -365,8 +365,7 @@ cdef class Endpoint(Lender):
         while self.inside:
             os.eventfd_write(self.wake_fd, 1)
             time.sleep(0.0005)
-        for batch in list(self.batches):
-            batch.release()
+        self.release_batches()
         for queue in self.queues:
             queue.close()
         for frames in self.frame_sets():

@@ -6,12 +6,16 @@ be shown it read-only, and no packet can overwrite it. The sum over all states e
 frames at every moment, because a frame has exactly one entry and an entry exactly one state;
 `audit` proves at a standstill that the pools and the rings agree with what the entries say.
 """
+cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 STATE_NAMES = ("free", "cached", "fill", "rx", "leased", "tx", "completion")
 
 
+# Views reach their memory through these objects, so the cycle collector must never clear them while a
+# view is still to be released: it once destroyed a lock that the last view then waited for.
+@cython.no_gc_clear
 cdef class Frames:
     """`Frames(frames, frame_bytes=4096, tx_frames=None, hugepages="auto", numa_node=-1)`.
 

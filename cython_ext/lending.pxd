@@ -17,7 +17,8 @@ cdef class Lender:
     cdef readonly uint32_t pinned         # frames held or viewed now
     cdef readonly int64_t clock_offset_ns # CLOCK_REALTIME - CLOCK_MONOTONIC, taken once at open
     cdef list blocks                      # idle column blocks
-    cdef set batches                      # batches not yet released
+    cdef void* batches                    # batches not yet released, a list through `next`
+    cdef void register(self, Batch batch) noexcept
     cdef Block take_block(self, uint32_t packets_max, bint multi_buffer)
     cdef int pin(self, Frame frame) except -1
     cdef void unpin(self, Frame frame) noexcept
@@ -43,12 +44,15 @@ cdef class Batch:
     cdef Queue queue
     cdef Block block
     cdef uint32_t count
-    cdef list made                        # Frame objects that were asked for, by packet
+    cdef void* next                       # borrowed: a batch takes itself out of the list
+    cdef void* previous
+    cdef void give_back(self) noexcept
     cdef Frame make(self, uint32_t i)
     cdef int alive(self) except -1
 
 
 cdef class Frame:
+    cdef Batch batch                      # so that a batch lives while one of its frames does
     cdef Lender lender
     cdef Queue queue
     cdef readonly uint32_t length
@@ -66,4 +70,5 @@ cdef class Frame:
     cdef bytes _gather(self)
     cdef int export_begin(self) except -1
     cdef void export_end(self) noexcept
+    cdef bint ours_alone(self) noexcept
     cdef void sent(self) noexcept

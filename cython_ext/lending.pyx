@@ -4,7 +4,7 @@
 Who keeps what alive (an arrow is a Python reference):
 
     memoryview -> Frame -> Lender, Queue -> Frames -> Arena (the mapping)
-    Batch -> Block (columns), Frame objects that were asked for
+    Frame -> Batch -> Block (columns)
 
 * A batch holds one ledger reference of each of its frames until it is released.
 * A frame that is held, or that a view looks at, is *pinned*: one more ledger reference, counted
@@ -28,7 +28,8 @@ import time
 import numpy as np
 
 from cython_ext.frames cimport (frame_is, frame_release_leased, oc_umem, pthread_mutex_lock,
-                                pthread_mutex_unlock, store_relaxed_u64)
+                                load_relaxed_u64, pthread_mutex_unlock, store_relaxed_u64,
+                                word_references)
 from cython_ext.queue cimport (FRAGS_MAX, Queue, burst_alloc, burst_dispose, burst_free, oc_burst)
 
 # The exceptions of the package above us, put here by its facade (imports point downward only).
@@ -42,14 +43,27 @@ def use_errors(stale, exhausted):
     StaleFrameError, ExhaustedError = stale, exhausted
 
 
+@cython.no_gc_clear
 cdef class Lender:
     def __cinit__(self, *args, **kwargs):
         self.owner = 1
         self.quota = 1024
         self.blocks = []
-        self.batches = set()
         # One sample: stepping the offset later would break the order of timestamps in a queue.
         self.clock_offset_ns = time.time_ns() - time.monotonic_ns()
+
+    cdef void register(self, Batch batch) noexcept:
+        """Lists a batch, so that closing the port can release it. Not a reference: a batch that
+        nobody has any more must be able to end."""
+        batch.next = self.batches
+        if self.batches != NULL:
+            (<Batch>self.batches).previous = <void*>batch
+        self.batches = <void*>batch
+
+    def release_batches(self):
+        """Releases every batch that is still lent."""
+        while self.batches != NULL:
+            (<Batch>self.batches).release()
 
     cdef Block take_block(self, uint32_t packets_max, bint multi_buffer):
         cdef Block block
@@ -203,16 +217,13 @@ cdef class Batch:
         cdef uint32_t last = b.first[i + 1] if i + 1 < self.count else b.frags
         cdef uint32_t k
         cdef oc_piece* p
-        if self.made is None:
-            self.made = [None] * self.count
-        if self.made[i] is not None:
-            return self.made[i]
         frame = Frame.__new__(Frame)
         frame.pieces = last - b.first[i]
         if frame.pieces > 1:
             frame.many = <oc_piece*>malloc(frame.pieces * sizeof(oc_piece))
             if frame.many == NULL:
                 raise MemoryError("a frame of several fragments")
+        frame.batch = self
         frame.lender = self.lender
         frame.queue = self.queue
         frame.length = b.length[i]
@@ -224,7 +235,6 @@ cdef class Batch:
             p.bytes = b.bytes[b.first[i] + k]
             p.frame = b.frame[b.first[i] + k]
             p.generation = b.generation[b.first[i] + k]
-        self.made[i] = frame
         return frame
 
     def __getitem__(self, index):
@@ -246,22 +256,31 @@ cdef class Batch:
 
     def release(self):
         """Sends every frame home that nobody holds or looks at. May be called again."""
-        cdef oc_umem* um
-        cdef oc_burst* b
         if self.block is None:
             return
-        um = &self.queue.frames.um
-        b = self.block.b
-        if self.count:
-            with nogil:
-                pthread_mutex_lock(&um.lock)
-                burst_free(um, b)
-                pthread_mutex_unlock(&um.lock)
-        self.lender.batches.discard(self)
+        self.give_back()
         if len(self.lender.blocks) < 16:
             self.lender.blocks.append(self.block)
         self.block = None
-        self.made = None
+
+    cdef void give_back(self) noexcept:
+        """The frames go home, and the batch leaves its lender's list."""
+        cdef oc_umem* um = &self.queue.frames.um
+        if self.count:
+            pthread_mutex_lock(&um.lock)
+            burst_free(um, self.block.b)
+            pthread_mutex_unlock(&um.lock)
+        if self.previous != NULL:
+            (<Batch>self.previous).next = self.next
+        else:
+            self.lender.batches = self.next
+        if self.next != NULL:
+            (<Batch>self.next).previous = self.previous
+        self.next = self.previous = NULL
+
+    def __dealloc__(self):
+        if self.block is not None:
+            self.give_back()
 
     def __enter__(self):
         return self
@@ -309,6 +328,13 @@ cdef class Frame:
         self.exports -= 1
         if self.holds == 0 and self.exports == 0:
             self.lender.unpin(self)
+
+    cdef bint ours_alone(self) noexcept:
+        """No view, and no reference but this frame's own and its batch's: it may be moved to TX."""
+        cdef uint32_t others = word_references(
+            load_relaxed_u64(&self.queue.frames.um.ledger[self.piece(0).frame].word))
+        others -= (self.holds > 0) + (self.batch.block is not None)
+        return self.exports == 0 and others == 0
 
     cdef void sent(self) noexcept:
         """Its frames went to TX: whatever pins were counted are gone with them."""
@@ -407,6 +433,7 @@ cdef class Frame:
         free(self.many)
 
 
+@cython.no_gc_clear
 cdef class Fragment:
     """One piece of a packet, as a buffer."""
     cdef Frame frame

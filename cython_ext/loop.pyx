@@ -6,6 +6,7 @@ ledger, bursts, batches, worker) is the very code that AF_XDP uses. Packets on i
 `inject`, from its own TX (what is sent comes back, or goes to `peer`), or, with generate=N, without
 end: an N-byte packet that stands ready in every frame, which is what `bench loop` counts.
 """
+cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
@@ -199,6 +200,7 @@ cdef int loop_nudge(oc_queue* q) noexcept nogil:
     return 0
 
 
+@cython.no_gc_clear
 cdef class LoopQueue(Queue):
     """`LoopQueue(frames, queue_id=0, rx_ring=2048, tx_ring=2048, fill_ring=4096,
     fill_target=None, multi_buffer=False, generate=0, peer=None, rule_id=1)`."""

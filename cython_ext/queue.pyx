@@ -5,6 +5,7 @@ Here stands what AF_XDP and loop share: taking a burst from the RX ring, replace
 posting FILL; sending; reaping completions. It owns the accounts of the queue. Opening and closing
 belong to the back-ends (xsk.pyx, loop.pyx).
 """
+cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
@@ -386,6 +387,7 @@ cdef uint32_t reap(oc_queue* q) noexcept nogil:
 
 # --------------------------------------------------------------------------------- Python's view
 
+@cython.no_gc_clear
 cdef class Queue:
     """What every back-end's queue has in Python: its accounts, and close."""
 

@@ -9,6 +9,7 @@ moment FILL is filled, and multi-buffer flags have to be ours, on kernels and li
 It must be opened inside the interface's network namespace. It raises OSError with the errno of
 the step that failed, and a text that names the step; appliance/ turns those into its own errors.
 """
+cimport cython
 from libc.errno cimport EAGAIN, EBUSY, EINTR, ENETDOWN, ENOBUFS, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
@@ -118,6 +119,7 @@ cdef int xsk_nudge(oc_queue* q) noexcept nogil:
     return 0
 
 
+@cython.no_gc_clear
 cdef class XskQueue(Queue):
     """`XskQueue(frames, ifindex, queue_id, rx_ring=2048, tx_ring=2048, fill_ring=4096,
     fill_target=..., mode="copy"|"zerocopy", multi_buffer=False, share=None, retry_s=2.0)`.
