@@ -15,6 +15,7 @@ from appliance.attachment import Attachment, PortSpec
 from appliance.bench import host
 from appliance.bench.figures import Sample
 from appliance.dataplane import Worker
+from appliance.net import in_netns, interface
 from appliance.net.lab import Side
 from appliance.port import Port, open_port
 from appliance.steering import Rule, Steering
@@ -26,8 +27,6 @@ class Sink:
     """Counts and drops, in XDP, all that arrives at one side: what transmitting is measured by."""
 
     def __init__(self, side: Side) -> None:
-        from appliance.net import in_netns, interface
-
         self._steering = Steering([Rule(match="", action="drop")], keep_management=False)
         try:
             index = interface(side.interface, side.netns).ifindex
@@ -93,6 +92,9 @@ class Working:
 
     def drops(self) -> dict[str, int]:
         return self.ports[0].statistics()["drops"]
+
+    def forward_drops(self) -> int:
+        return sum(lane["forward_ring_full"] for lane in self.worker.statistics()["drops"])
 
     def __enter__(self) -> Working:
         self.ports[0].start()

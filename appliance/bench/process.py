@@ -34,7 +34,8 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=self._output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
+                # No session of its own: the scheduler shares a CPU out by session (autogroup), and
+                # the peer must stand in the same group as we do.
             )
         except FileNotFoundError as error:
             self._output.close()
