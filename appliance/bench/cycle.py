@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from appliance.bench import host, testpmd
+from appliance.bench import host, ours, testpmd
 from appliance.bench.contest import Options, compete
 from appliance.bench.figures import OURS, Case, Sample
 from appliance.dataplane import Endpoint, Frames, LoopQueue, Worker
@@ -32,9 +32,10 @@ def _pinned(function: Callable[[], Sample]) -> Sample:
         os.sched_setaffinity(0, {host.cores()[1]})
         outcome.append(function())
 
-    thread = threading.Thread(target=run, name="bench cycle", daemon=True)
-    thread.start()
-    thread.join()
+    with ours.hugepages():
+        thread = threading.Thread(target=run, name="bench cycle", daemon=True)
+        thread.start()
+        thread.join()
     return outcome[0]
 
 
@@ -87,14 +88,14 @@ class _Endpoint:
 
 class _Null:
     name = PEER
+    command = ""
 
-    def __init__(self, hugepages: bool, case: str) -> None:
-        self.hugepages, self.case = hugepages, case
-        self.devices = [f"net_null0,size={SIZE}"]
-        self.command = testpmd.command(self.devices, "rxonly", None, hugepages=hugepages)
+    def __init__(self, case: str) -> None:
+        self.case = case
 
     def measure(self, seconds: float) -> Sample:
-        with testpmd.Testpmd(self.devices, "rxonly", hugepages=self.hugepages) as peer:
+        with testpmd.Testpmd([f"net_null0,size={SIZE}"], "rxonly") as peer:
+            self.command = peer.command
             time.sleep(0.1)
             began, before = peer.counters()
             time.sleep(seconds)
@@ -107,9 +108,8 @@ def run(options: Options) -> list[dict[str, Any]]:
     clock = [f"one core, {host.clock_mhz()} MHz measured"]
     inline = Case("loop: rx, count, recycle", "ns/packet", False)
     python = Case("loop: Python batches of 64", "ns/packet", False)
-    with testpmd.Hugepages(80) as pages:  # 64 for testpmd, 16 for our frames
-        contestants: list[Any] = [_Worker(inline.name)]
-        if options.wants(PEER, testpmd.missing()):
-            contestants.append(_Null(pages.enough, inline.name))
-        results = compete([inline], contestants, options, clock)
-        return results + compete([python], [_Endpoint(python.name)], options, clock)
+    contestants: list[Any] = [_Worker(inline.name)]
+    if options.wants(PEER, testpmd.missing()):
+        contestants.append(_Null(inline.name))
+    results = compete([inline], contestants, options, clock)
+    return results + compete([python], [_Endpoint(python.name)], options, clock)

@@ -1,10 +1,12 @@
 """The host under the figures: what it is, how fast its clock runs, and what its CPUs do.
 
-Owns reading only: /proc, versions of what is installed, and the calibrated clock.
+Owns reading: /proc, versions of what is installed, the calibrated clock. The one thing that it changes
+is the number of hugepages, and it gives them back.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import re
@@ -17,6 +19,8 @@ from typing import Any
 
 from appliance.dataplane import gauge
 
+_PAGES = Path("/proc/sys/vm/nr_hugepages")
+_FREE = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 # Where a tool says its version; testpmd has no option for it and prints it when it starts.
@@ -86,6 +90,35 @@ def _read(path: str) -> str:
         return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+class Hugepages:
+    """Some 2 MiB pages more than there were; taken back at the end. `enough` says if we got them."""
+
+    def __init__(self, pages: int) -> None:
+        self._added, self.enough = 0, False
+        gc.collect()  # an arena in a reference cycle keeps its pages until it is collected
+        try:
+            for _ in range(3):  # pages that are freed meanwhile can vanish: they may be surplus ones
+                free, total = int(_FREE.read_text()), int(_PAGES.read_text())
+                if free >= pages:
+                    break
+                _PAGES.write_text(str(total + pages - free))
+                self._added += int(_PAGES.read_text()) - total
+            self.enough = int(_FREE.read_text()) >= pages
+        except OSError:
+            return
+
+    def restore(self) -> None:
+        if self._added > 0:
+            _PAGES.write_text(str(max(0, int(_PAGES.read_text()) - self._added)))
+            self._added = 0
+
+    def __enter__(self) -> Hugepages:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
 
 
 class CpuClock:

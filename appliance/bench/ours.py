@@ -20,6 +20,11 @@ from appliance.net.lab import Side
 from appliance.port import Port, open_port
 from appliance.steering import Rule, Steering
 
+def hugepages() -> host.Hugepages:
+    """What a port of the default size takes (32 MiB), as the peers' memory is got ready as well."""
+    return host.Hugepages(16)
+
+
 EVERYTHING = Rule(match="", action="consume")
 
 
@@ -53,6 +58,7 @@ class Working:
     def __init__(self, sides: Sequence[Side], consumer: str, poll: str,
                  rule: Rule = EVERYTHING) -> None:
         self.ports: list[Attachment] = []
+        self._pages = hugepages()
         try:
             for number, side in enumerate(sides):
                 spec = PortSpec(side.interface, netns=side.netns, queues=[0], poll=poll)
@@ -77,6 +83,7 @@ class Working:
     def _close(self) -> None:
         for port in reversed(self.ports):
             port.close()
+        self._pages.restore()
 
     def figures(self) -> dict[str, Any]:
         """The moment, packets, rounds, sleeps and system calls so far."""
@@ -112,8 +119,9 @@ class Looping:
     """A port and a Python loop over its batches: packets, and bytes by numpy columns."""
 
     def __init__(self, side: Side, poll: str) -> None:
-        self.port: Port = open_port(side.interface, match="", netns=side.netns, queues=[0],
-                                    poll=poll)
+        with hugepages():  # open_port takes them; restoring makes them surplus until it is closed
+            self.port: Port = open_port(side.interface, match="", netns=side.netns, queues=[0],
+                                        poll=poll)
         self.packets = self.bytes = self.batches = 0
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="bench loop", daemon=True)

@@ -15,8 +15,6 @@ from appliance.bench.figures import OURS, Case, Sample
 from appliance.bench.load import SETTLE_S, Blast
 from appliance.net import Lab
 
-PAGES = 96  # 64 for testpmd (128 MiB), 16 for our UMEM (32 MiB), and as many to spare
-
 
 class _Ours:
     name = OURS
@@ -33,18 +31,18 @@ class _Ours:
 
 class _Testpmd:
     name = testpmd.NAME
+    command = ""
 
-    def __init__(self, lab: Lab, size: int, hugepages: bool, case: str) -> None:
-        self.lab, self.size, self.hugepages, self.case = lab, size, hugepages, case
-        self.devices = [testpmd.af_xdp(0, lab.b.interface)]
-        self.command = testpmd.command(self.devices, "rxonly", lab.b.netns, hugepages=hugepages)
+    def __init__(self, lab: Lab, size: int, case: str) -> None:
+        self.lab, self.size, self.case = lab, size, case
 
     def measure(self, seconds: float) -> Sample:
+        devices = [testpmd.af_xdp(0, self.lab.b.interface)]
         with (
-            testpmd.Testpmd(self.devices, "rxonly", self.lab.b.netns,
-                            hugepages=self.hugepages) as peer,
+            testpmd.Testpmd(devices, "rxonly", self.lab.b.netns) as peer,
             Blast(self.lab.a, self.size),
         ):
+            self.command = peer.command
             time.sleep(SETTLE_S)
             return pmd_window(peer, seconds, self.case)
 
@@ -68,12 +66,11 @@ def pmd_window(peer: testpmd.Testpmd, seconds: float, case: str, counter: str = 
 
 def run(options: Options, poll: str) -> list[dict[str, Any]]:
     results = []
-    with testpmd.Hugepages(PAGES) as pages, Lab.temporary(queues=1) as lab:
+    with Lab.temporary(queues=1) as lab:
         for size in options.sizes:
             case = Case(f"rx {size} bytes, {poll}", "packets/s", True)
             contestants: list[Any] = [_Ours(lab, size, poll, case.name)]
             if options.wants(testpmd.NAME, testpmd.missing()):
-                contestants.append(_Testpmd(lab, size, pages.enough, case.name))
-            results += compete([case], contestants, options,
-                               [] if pages.enough else ["testpmd without hugepages"])
+                contestants.append(_Testpmd(lab, size, case.name))
+            results += compete([case], contestants, options)
     return results

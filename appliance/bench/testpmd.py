@@ -10,19 +10,17 @@ import re
 import shutil
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from appliance.bench import host
-from appliance.bench.process import Child, in_namespace
+from appliance.bench.host import Hugepages
+from appliance.bench.process import Child
+from appliance.errors import PortError
 
 NAME = "testpmd"
 MISSING = "apt install dpdk-dev"
 MBUFS = 16384  # 38 MiB at 2,304 bytes: two rings of 2,048 for two ports, bursts and caches, twice over
 MEMORY_MIB = 128
 START_S = 30.0
-
-_PAGES = Path("/proc/sys/vm/nr_hugepages")
-_FREE = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
 
 
 def missing() -> str:
@@ -34,55 +32,41 @@ def af_xdp(number: int, interface: str) -> str:
     return f"net_af_xdp{number},iface={interface},start_queue=0,queue_count=1"
 
 
-class Hugepages:
-    """Some 2 MiB pages more than there were; taken back at the end. `enough` says if we got them."""
-
-    def __init__(self, pages: int) -> None:
-        self._added, self.enough = 0, True
-        try:
-            free, total = int(_FREE.read_text()), int(_PAGES.read_text())
-            if free < pages:
-                _PAGES.write_text(str(total + pages - free))
-                self._added = int(_PAGES.read_text()) - total
-            self.enough = int(_FREE.read_text()) >= pages
-        except OSError:
-            self.enough = False
-
-    def restore(self) -> None:
-        if self._added > 0:
-            _PAGES.write_text(str(max(0, int(_PAGES.read_text()) - self._added)))
-            self._added = 0
-
-    def __enter__(self) -> Hugepages:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.restore()
-
-
 class Testpmd:
-    """testpmd, forwarding in one of its modes until stop()."""
+    """testpmd, forwarding in one of its modes until stop(). `command` is what was started.
+
+    It runs on hugepages where they can be had, and without where not: its command says which.
+    """
 
     def __init__(
-        self,
-        devices: Sequence[str],
-        mode: str,
-        netns: str | None = None,
-        *,
-        size: int = 64,
-        hugepages: bool = True,
+        self, devices: Sequence[str], mode: str, netns: str | None = None, *, size: int = 64
     ) -> None:
-        self._child = Child(
-            arguments(devices, mode, size=size, hugepages=hugepages), netns,
-            cpus=set(host.cores()),
-        )
+        self._pages = Hugepages(MEMORY_MIB // 2)
         try:
-            self._child.wait_for(lambda said: "testpmd>" in said, START_S, "its prompt")
-            self._child.say("start")
-            self._child.wait_for(lambda said: "packet forwarding" in said, START_S, "forwarding")
+            self._child = self._start(devices, mode, netns, size)
         except BaseException:
-            self._child.stop()
+            self._pages.restore()
             raise
+
+    def _start(self, devices: Sequence[str], mode: str, netns: str | None, size: int) -> Child:
+        for hugepages in (True, False) if self._pages.enough else (False,):
+            words = arguments(devices, mode, size=size, hugepages=hugepages)
+            child = Child(words, netns, cpus=set(host.cores()))
+            self.command = " ".join(child.command)
+            try:
+                child.wait_for(lambda said: "testpmd>" in said, START_S, "its prompt")
+                child.say("start")
+                child.wait_for(lambda said: "packet forwarding" in said, START_S, "forwarding")
+                return child
+            except PortError:
+                child.stop()
+                # Someone else may have taken the pages between our count and its start.
+                if not hugepages:
+                    raise
+            except BaseException:
+                child.stop()
+                raise
+        raise AssertionError("unreachable")
 
     def counters(self, port: int = 0) -> tuple[float, dict[str, int]]:
         """(the moment, its counters of a port): RX-packets, RX-missed, TX-packets, TX-errors ..."""
@@ -102,6 +86,7 @@ class Testpmd:
         self._child.say("stop")
         self._child.say("quit")
         self._child.stop()
+        self._pages.restore()
 
     def __enter__(self) -> Testpmd:
         return self
@@ -112,7 +97,8 @@ class Testpmd:
 
 def arguments(devices: Sequence[str], mode: str, *, size: int, hugepages: bool) -> list[str]:
     load, contestant = host.cores()
-    memory = ["--in-memory"] if hugepages else ["--in-memory", "--no-huge"]
+    # Neither way leaves a file or a socket behind. EAL refuses --in-memory together with --no-huge.
+    memory = ["--in-memory"] if hugepages else ["--no-huge", "--no-shconf", "--no-telemetry"]
     cores = ["--lcores", f"0@{load},1@{contestant}"]
     options = [f"--forward-mode={mode}", f"--total-num-mbufs={MBUFS}"]
     if mode == "txonly":
@@ -121,10 +107,3 @@ def arguments(devices: Sequence[str], mode: str, *, size: int, hugepages: bool) 
     # Line by line, because a program whose output is a file keeps it to itself for 4 KiB.
     return ["stdbuf", "-oL", "dpdk-testpmd", *cores, "--no-pci", *memory, "-m", str(MEMORY_MIB),
             *vdevs, "--", "-i", *options]
-
-
-def command(devices: Sequence[str], mode: str, netns: str | None, *, size: int = 64,
-            hugepages: bool = True) -> str:
-    """The exact command, for the page."""
-    words = in_namespace(arguments(devices, mode, size=size, hugepages=hugepages), netns)
-    return " ".join(words)

@@ -21,7 +21,6 @@ from appliance.bench import host, ours, testpmd
 from appliance.bench.contest import Options, compete
 from appliance.bench.figures import OURS, Case, Sample
 from appliance.bench.load import SETTLE_S, Blast, packet
-from appliance.bench.receive import PAGES
 from appliance.errors import HostError
 from appliance.net import Lab
 from appliance.net.lab import Side
@@ -83,7 +82,7 @@ class _OursTx:
         self.command = f"openclaw bench tx --size {size} --poll {poll}"
 
     def measure(self, seconds: float) -> Sample:
-        with ours.Sink(self.lab.b) as sink, _Sending(self.lab.a, self.size, self.poll) as sending:
+        with ours.hugepages(), ours.Sink(self.lab.b) as sink, _Sending(self.lab.a, self.size, self.poll) as sending:
             time.sleep(SETTLE_S)
             calls = sending.calls()
             sample = far_window(sink, seconds, self.case)
@@ -95,31 +94,30 @@ class _OursTx:
 
 class _PmdTx:
     name = testpmd.NAME
+    command = ""
 
-    def __init__(self, lab: Lab, size: int, hugepages: bool, case: str) -> None:
-        self.lab, self.size, self.hugepages, self.case = lab, size, hugepages, case
-        self.devices = [testpmd.af_xdp(0, lab.a.interface)]
-        self.command = testpmd.command(self.devices, "txonly", lab.a.netns, size=size,
-                                       hugepages=hugepages)
+    def __init__(self, lab: Lab, size: int, case: str) -> None:
+        self.lab, self.size, self.case = lab, size, case
 
     def measure(self, seconds: float) -> Sample:
+        devices = [testpmd.af_xdp(0, self.lab.a.interface)]
         with (
             ours.Sink(self.lab.b) as sink,
-            testpmd.Testpmd(self.devices, "txonly", self.lab.a.netns, size=self.size,
-                            hugepages=self.hugepages),
+            testpmd.Testpmd(devices, "txonly", self.lab.a.netns, size=self.size) as peer,
         ):
+            self.command = peer.command
             time.sleep(SETTLE_S)
             return far_window(sink, seconds, self.case)
 
 
 def run_tx(options: Options, poll: str) -> list[dict[str, Any]]:
     results = []
-    with testpmd.Hugepages(PAGES) as pages, Lab.temporary(queues=1) as lab:
+    with Lab.temporary(queues=1) as lab:
         for size in options.sizes:
             case = Case(f"tx {size} bytes, {poll}", "packets/s", True)
             contestants: list[Any] = [_OursTx(lab, size, poll, case.name)]
             if options.wants(testpmd.NAME, testpmd.missing()):
-                contestants.append(_PmdTx(lab, size, pages.enough, case.name))
+                contestants.append(_PmdTx(lab, size, case.name))
             results += compete([case], contestants, options)
     return results
 
@@ -178,20 +176,21 @@ class _OursForward:
 
 class _PmdForward:
     name = testpmd.NAME
+    command = ""
 
-    def __init__(self, path: Chain, size: int, hugepages: bool, case: str) -> None:
-        self.path, self.size, self.hugepages, self.case = path, size, hugepages, case
-        self.devices = [testpmd.af_xdp(0, path.entry.interface),
-                        testpmd.af_xdp(1, path.leave.interface)]
-        self.command = testpmd.command(self.devices, "io", path.entry.netns, hugepages=hugepages)
+    def __init__(self, path: Chain, size: int, case: str) -> None:
+        self.path, self.size, self.case = path, size, case
 
     def measure(self, seconds: float) -> Sample:
+        path = self.path
+        devices = [testpmd.af_xdp(0, path.entry.interface),
+                   testpmd.af_xdp(1, path.leave.interface)]
         with (
-            ours.Sink(self.path.far) as sink,
-            testpmd.Testpmd(self.devices, "io", self.path.entry.netns,
-                            hugepages=self.hugepages) as peer,
-            Blast(self.path.near, self.size),
+            ours.Sink(path.far) as sink,
+            testpmd.Testpmd(devices, "io", path.entry.netns) as peer,
+            Blast(path.near, self.size),
         ):
+            self.command = peer.command
             time.sleep(SETTLE_S)
             sample = far_window(sink, seconds, self.case)
             _, entry = peer.counters(0)
@@ -203,11 +202,11 @@ class _PmdForward:
 
 def run_forward(options: Options, poll: str) -> list[dict[str, Any]]:
     results = []
-    with testpmd.Hugepages(PAGES) as pages, chain() as path:
+    with chain() as path:
         for size in options.sizes:
             case = Case(f"forward {size} bytes, {poll}", "packets/s", True)
             contestants: list[Any] = [_OursForward(path, size, poll, case.name)]
             if options.wants(testpmd.NAME, testpmd.missing()):
-                contestants.append(_PmdForward(path, size, pages.enough, case.name))
+                contestants.append(_PmdForward(path, size, case.name))
             results += compete([case], contestants, options)
     return results
