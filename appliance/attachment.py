@@ -86,6 +86,7 @@ class Attachment:
         self.attach_mode: str | None = None
         self.facts: InterfaceInfo | None = None
         self._reasons: list[str] = []
+        self._last: tuple[dict[str, Any], dict[str, Any]] | None = None
         try:
             if spec.backend == "loop":
                 self._open_loop(share)
@@ -260,6 +261,9 @@ class Attachment:
         self.stop()
         for queue in self.queues:
             queue.close()
+        if self.queues and self._last is None:
+            self._last = (self.info(), self.statistics())
+        self.queues = []
         if self.steering is not None:
             self.steering.close()
         if self.settings is not None:
@@ -274,6 +278,8 @@ class Attachment:
 
     def info(self) -> dict[str, Any]:
         """What was granted, in the words of the statistics."""
+        if self._last is not None:
+            return dict(self._last[0])
         first = self.queues[0].frames.arena
         return {
             "name": self.name,
@@ -291,7 +297,9 @@ class Attachment:
         }
 
     def statistics(self) -> dict[str, Any]:
-        """The entry of "ports", and the drops that this port can name."""
+        """The entry of "ports", and the drops that this port can name. After close, the last."""
+        if self._last is not None:
+            return self._last[1]
         kernel: dict[str, int] = {}
         own: dict[str, int] = {}
         for queue in self.queues:

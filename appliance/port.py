@@ -93,7 +93,6 @@ class Port:
     def __init__(self, attachment: Attachment, quota_frames: int) -> None:
         self._attachment = attachment
         self._endpoint = Endpoint(attachment.queues, quota_frames)
-        self._last: dict[str, Any] | None = None
         attachment.start()
 
     # ------------------------------------------------------------------------------- packets
@@ -162,22 +161,19 @@ class Port:
 
     def stats(self) -> dict[str, Any]:
         """This port's entry of "ports" in the statistics."""
-        return self._statistics()["port"]
+        return self._attachment.statistics()["port"]
 
     def steering(self) -> dict[str, Any]:
         """What the program saw, consumed, passed and dropped, and by which rule."""
-        return self._statistics()["steering"]
+        return self._attachment.statistics()["steering"]
 
     def drops(self) -> dict[str, int]:
         """Lost packets by reason; reasons that are zero are left out."""
-        return self._statistics()["drops"]
+        return self._attachment.statistics()["drops"]
 
     def ledger(self) -> dict[str, int]:
         """Frames by state; their sum is `total` at all times. `leaked` is proved at close."""
         return self._endpoint.ledger()
-
-    def _statistics(self) -> dict[str, Any]:
-        return self._last if self._last is not None else self._attachment.statistics()
 
     # ---------------------------------------------------------------------------------- rules
 
@@ -205,7 +201,6 @@ class Port:
             return
         self._attachment.stop()
         self._endpoint.close()
-        self._last = self._attachment.statistics()
         self._attachment.close()
 
     def __enter__(self) -> Port:

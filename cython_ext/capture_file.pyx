@@ -1,12 +1,12 @@
 """Capture files: pcap and pcapng in through libpcap, nanosecond pcap out.
 
-Owns the class Capture: all packets of one file in one contiguous buffer with numpy columns beside
-it, so that steering, replay and the tests walk packets without an object for each. It knows no
-protocol (parser.pyx) and no filter (pcap.pyx).
+Owns the calls of libpcap and the memory that holds a file: all packets in one contiguous buffer,
+numpy columns beside it, no object for each. appliance/capture.py makes a Capture of them. It knows
+no protocol (parser.pyx) and no filter (pcap.pyx).
 
 How it fails: OSError when the file cannot be opened; ValueError, one line, when it is no capture,
 is larger than the caller allows, or mixes interfaces that libpcap cannot tell apart. A file that
-is damaged or cut off further in gives the packets before that place and says so in `truncated`.
+is damaged or cut off further in gives the packets before that place and says so under `truncated`.
 """
 
 import os
@@ -83,39 +83,6 @@ cdef class Memory:
         return np.frombuffer(self, dtype) if self.used else np.empty(0, dtype)
 
 
-class Capture:
-    """The packets of a capture file. `data` and the columns are read-only and share no copies.
-
-    link_type is libpcap's DLT number; truncated is None or says why the file ended early.
-    """
-
-    def __init__(self, data, offsets, lengths, wire_lengths, timestamps_ns, link_type,
-                 link_type_name, truncated=None, name=""):
-        self.data = data
-        self.offsets = offsets
-        self.lengths = lengths
-        self.wire_lengths = wire_lengths
-        self.timestamps_ns = timestamps_ns
-        self.link_type = link_type
-        self.link_type_name = link_type_name
-        self.truncated = truncated
-        self.name = name
-
-    def __len__(self):
-        return len(self.offsets)
-
-    def packet(self, index):
-        """The captured bytes of one packet, no copy."""
-        start = int(self.offsets[index])
-        return self.data[start:start + int(self.lengths[index])]
-
-    def __iter__(self):
-        return map(self.packet, range(len(self)))
-
-    def __repr__(self):
-        return f"<Capture {self.name}: {len(self)} packets, {self.link_type_name}>"
-
-
 cdef int read_some(pcap_t *handle, Memory data, Memory offsets, Memory lengths, Memory wires,
                    Memory times, size_t bytes_max) noexcept nogil:
     """Up to PACKETS_PER_TURN packets. 1: go on; -3: out of memory; -4: more than bytes_max; else
@@ -125,8 +92,9 @@ cdef int read_some(pcap_t *handle, Memory data, Memory offsets, Memory lengths, 
     cdef uint8_t *to
     cdef uint8_t *row
     cdef uint64_t time_ns
-    cdef int rc, i
-    for i in range(PACKETS_PER_TURN):
+    cdef int64_t seconds
+    cdef int rc, _i
+    for _i in range(PACKETS_PER_TURN):
         rc = pcap_next_ex(handle, &header, &bytes)
         if rc != 1:
             return rc
@@ -151,9 +119,12 @@ cdef int read_some(pcap_t *handle, Memory data, Memory offsets, Memory lengths, 
         row = times.extend(8)
         if row is NULL:
             return -3
+        seconds = header.ts.tv_sec
+        if -(<int64_t>1 << 31) <= seconds < 0:
+            seconds += <int64_t>1 << 32  # the format's are unsigned; libpcap's end in 2038
         time_ns = 0              # a damaged file may hold any number here: outside of it, 1970
-        if 0 <= header.ts.tv_sec <= <int64_t>SECONDS_MAX:
-            time_ns = <uint64_t>header.ts.tv_sec * 1000000000u + <uint64_t>header.ts.tv_usec
+        if 0 <= seconds <= <int64_t>SECONDS_MAX:
+            time_ns = <uint64_t>seconds * 1000000000u + <uint64_t>header.ts.tv_usec
         (<uint64_t *>row)[0] = time_ns
     return 1
 
@@ -178,7 +149,7 @@ cdef pcap_t *open_handle(str name, int fd) except NULL:
 
 
 def read_capture(path, *, bytes_max=BYTES_MAX):
-    """Reads a pcap or pcapng file; "-" is standard input. Timestamps are in nanoseconds."""
+    """Reads a pcap or pcapng file; "-" is standard input. Returns the fields of Capture."""
     name = "standard input" if path == "-" else os.fsdecode(path)
     fd = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     cdef pcap_t *handle = open_handle(name, fd)
@@ -206,9 +177,11 @@ def read_capture(path, *, bytes_max=BYTES_MAX):
         link_name = link_type_name(link_type)
     finally:
         pcap_close(handle)
-    return Capture(memoryview(data) if data.used else memoryview(b""), offsets.column(np.uint64),
-                   lengths.column(np.uint32), wires.column(np.uint32), times.column(np.uint64),
-                   link_type, link_name, truncated, name)
+    return {
+        "data": memoryview(data) if data.used else memoryview(b""),
+        "offsets": offsets.column(np.uint64), "lengths": lengths.column(np.uint32),
+        "wire_lengths": wires.column(np.uint32), "timestamps_ns": times.column(np.uint64),
+        "link_type": link_type, "link_type_name": link_name, "truncated": truncated, "name": name}
 
 
 def link_type_name(int link_type):

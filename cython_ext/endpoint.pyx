@@ -52,6 +52,7 @@ cdef class Endpoint(Lender):
     cdef uint32_t inside                  # threads in a nogil section (counted under the GIL)
     cdef readonly bint closed
     cdef readonly uint64_t leaked         # the audit's verdict at close
+    cdef dict last_ledger
 
     def __init__(self, list queues, uint32_t quota=1024):
         cdef Queue queue
@@ -260,7 +261,10 @@ cdef class Endpoint(Lender):
     @property
     def longest(self):
         """The longest packet that can be sent, in bytes."""
-        cdef oc_queue* q = self.q[0]
+        cdef oc_queue* q
+        if self.n == 0:
+            return 0
+        q = self.q[0]
         return q.um.frame_bytes * (FRAGS_MAX - 1 if q.multi_buffer else 1)
 
     def send_packed(self, data, const uint64_t[::1] offsets, const uint32_t[::1] lengths,
@@ -342,7 +346,9 @@ cdef class Endpoint(Lender):
         return sets
 
     def ledger(self):
-        """Frames by state over all queues, live; `leaked` is the audit's verdict once closed."""
+        """Frames by state over all queues, live; after close as it was then, `leaked` proved."""
+        if self.last_ledger is not None:
+            return dict(self.last_ledger)
         total = {}
         for frames in self.frame_sets():
             for state, n in frames.count().items():
@@ -373,6 +379,11 @@ cdef class Endpoint(Lender):
             self.leaked += frames.audit(sum(queue.filled for queue in mine),
                                         sum(queue.outstanding for queue in mine))
             frames.reclaim()
+        self.last_ledger = self.ledger()
+        # Memory that no view holds goes back now, not when this object does.
+        self.n = 0
+        self.queues = []
+        self.blocks = []
         os.close(self.wake_fd)
 
     def __dealloc__(self):

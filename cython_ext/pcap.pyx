@@ -42,10 +42,22 @@ def compile_filter(str expression not None, int snaplen=262144, *, int link_type
         pcap_close(handle)
 
 
+# Every opcode that libpcap's interpreter knows. At any other it calls abort(), hence the list.
+OPCODES = frozenset((
+    0x20, 0x28, 0x30, 0x40, 0x48, 0x50, 0x00, 0x60, 0x80,   # ld: absolute, indirect, #k, M[], len
+    0x01, 0x61, 0x81, 0xb1, 0x02, 0x03,                     # ldx: #k, M[], len, msh; st, stx
+    *(0x04 | operation | source for source in (0x00, 0x08)
+      for operation in (0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70, 0x90, 0xa0)), 0x84,
+    0x05, *(0x05 | comparison | source for source in (0x00, 0x08)
+            for comparison in (0x10, 0x20, 0x30, 0x40)),
+    0x06, 0x16, 0x07, 0x87,
+))
+
+
 cdef class Filter:
     """Classic BPF that libpcap interprets. Made from an expression or from instructions.
 
-    libpcap's interpreter trusts its program, so jumps and scratch words are checked here, once.
+    The interpreter trusts its program, so opcodes, jumps and scratch words are checked here, once.
     Backward jumps (`protochain`) are allowed, as libpcap generates them.
     """
 
@@ -70,6 +82,8 @@ cdef class Filter:
     cdef _check(self, Py_ssize_t i):
         cdef unsigned short code = self.code[i].code
         cdef Py_ssize_t target
+        if code not in OPCODES:
+            raise ValueError(f"instruction {i} has the unknown code {code:#x}")
         if code & 0x07 == 0x05:                      # BPF_JMP
             if code & 0xf0 == 0:                     # BPF_JA: k is signed, protochain jumps back
                 target = i + 1 + <int>self.code[i].k

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -18,6 +19,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 CAPTURES = Path(os.environ.get("OPENCLAW_CAPTURES", ROOT.parent / "shared" / "captures"))
 
+# For `tests.probes`. At the end: in front, the sources would hide a compiled build (tools/debug).
+sys.path.append(str(ROOT))
 pytest_plugins = ["tests.probes"]
 
 
@@ -66,13 +69,26 @@ class Belongings:
             path.name for path in Path("/run/openclaw/journal").glob(f"{os.getpid()}-*.json")
         }
 
+        self.hugetlb_kib = _hugetlb_kib()
+
     def beyond(self, before: Belongings) -> dict[str, object]:
         """What is here now and was not before."""
-        return {
+        more: dict[str, object] = {
             kind: sorted(map(str, extra))
             for kind in ("descriptors", "namespaces", "bpf", "journal")
             if (extra := set(vars(self)[kind]) - set(vars(before)[kind]))
         }
+        if self.hugetlb_kib > before.hugetlb_kib:
+            more["hugetlb_kib"] = self.hugetlb_kib - before.hugetlb_kib
+        return more
+
+
+def _hugetlb_kib() -> int:
+    """Hugepages that this process has mapped; the system's count belongs to everybody."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("HugetlbPages:"):
+            return int(line.split()[1])
+    return 0
 
 
 def _descriptors() -> dict[tuple[int, str], None]:

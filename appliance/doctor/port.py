@@ -6,6 +6,7 @@ from appliance.doctor.check import Finding, fail, ok, run, warn
 from appliance.errors import OpenClawError
 from appliance.net import InterfaceInfo
 from appliance.net import interface as read_interface
+from appliance.net.namespace import NETNS_DIRECTORY
 from appliance.net.zerocopy import running_kernel, verdict
 from appliance.plan import packet_bytes_max
 
@@ -25,20 +26,20 @@ def examine_interface(name: str, netns: str | None = None) -> list[Finding]:
     except OpenClawError as error:
         plain = str(error).split("; fix:")[0]
         return [fail("interface", plain, getattr(error, "fix", ""))]
-    at = f"-n {netns} " if netns else ""
-    inside = f"ip netns exec {netns} " if netns else ""
+    # nsenter and not `ip -n`: iproute2 remounts "/", which fails in a plain chroot.
+    inside = f"nsenter --net={NETNS_DIRECTORY / netns} " if netns else ""
     checks = (
-        lambda: _link(info, at), lambda: _native(info), lambda: _program(info, at),
-        lambda: _queues(info), lambda: _rings(info, inside), lambda: _offloads(info, inside),
-        lambda: _mtu(info, at), lambda: _zero_copy(info),
+        lambda: _link(info, inside), lambda: _native(info), lambda: _program(info, inside),
+        lambda: _queues(info, inside), lambda: _rings(info, inside), lambda: _offloads(info, inside),
+        lambda: _mtu(info, inside), lambda: _zero_copy(info),
     )
     return run(*checks)
 
 
-def _link(info: InterfaceInfo, at: str) -> Finding:
+def _link(info: InterfaceInfo, inside: str) -> Finding:
     what = f"{info.name}: driver {info.driver or 'unknown'}, {info.mac or 'no address'}"
     if not info.up:
-        return fail("link", f"{what}, down", f"ip {at}link set {info.name} up")
+        return fail("link", f"{what}, down", f"{inside}ip link set {info.name} up")
     if not info.carrier:
         return warn("link", f"{what}, up, no carrier", "plug in the cable, or bring up the peer")
     return ok("link", f"{what}, up")
@@ -51,19 +52,19 @@ def _native(info: InterfaceInfo) -> Finding:
                 "generic XDP works, slower", 'set attach = "generic" to skip the attempt')
 
 
-def _program(info: InterfaceInfo, at: str) -> Finding:
+def _program(info: InterfaceInfo, inside: str) -> Finding:
     if info.xdp_prog_id is None and info.xdp_mode is None:
         return ok("xdp program", "none attached")
     return fail("xdp program", f"program {info.xdp_prog_id} is attached ({info.xdp_mode}), "
-                "and is not ours to replace", f"ip {at}link set {info.name} xdp off "
+                "and is not ours to replace", f"{inside}ip link set {info.name} xdp off "
                 "(or end the process that holds its link)")
 
 
-def _queues(info: InterfaceInfo) -> Finding:
+def _queues(info: InterfaceInfo, inside: str) -> Finding:
     found = f"{info.queues.rx} rx, {info.queues.tx} tx"
     if info.driver == "veth" and info.queues.rx < info.queues.tx:
         return warn("queues", f"{found}; XDP wants no fewer rx here than tx on the peer",
-                    f"ethtool -L {info.name} rx {info.queues.tx}")
+                    f"{inside}ethtool -L {info.name} rx {info.queues.tx}")
     return ok("queues", f"{found} (at most {info.queues.rx_max} and {info.queues.tx_max})")
 
 
@@ -92,13 +93,13 @@ def _offloads(info: InterfaceInfo, inside: str) -> Finding:
     return warn("offloads", f"on: {', '.join(on)}: packets or tags differ from the wire", fix)
 
 
-def _mtu(info: InterfaceInfo, at: str) -> Finding:
+def _mtu(info: InterfaceInfo, inside: str) -> Finding:
     fits = [size for size in (2048, 4096) if info.mtu <= packet_bytes_max(size) - 18]
     if fits:
         return ok("mtu", f"{info.mtu} fits a frame of {fits[0]} bytes")
     limit = packet_bytes_max(4096) - 18
     return warn("mtu", f"{info.mtu} is more than one frame of 4096 bytes holds ({limit})",
-                f"set jumbo = true, or ip {at}link set {info.name} mtu {limit}")
+                f"set jumbo = true, or {inside}ip link set {info.name} mtu {limit}")
 
 
 def _zero_copy(info: InterfaceInfo) -> Finding:

@@ -33,7 +33,7 @@ from appliance import limits
 from appliance.errors import ConfigError, HostError
 from appliance.net import ethtool, namespace, settings
 from appliance.net.interface import interface, interfaces, netlink
-from appliance.net.journal import Change
+from appliance.net.journal import Change, Journal
 from appliance.net.namespace import in_netns
 
 _PREFIX = "oc-"
@@ -61,31 +61,39 @@ def _sides(name: str) -> tuple[Side, Side]:
 class Lab:
     """A pair that exists, as .a and .b. `Lab.temporary()` gives one that removes itself."""
 
-    def __init__(self, name: str, queues: int, mtu: int, *, owned: bool = False) -> None:
+    def __init__(
+        self, name: str, queues: int, mtu: int, *, journal: Journal | None = None
+    ) -> None:
         self.name = name
         self.queues = queues
         self.mtu = mtu
         self.a, self.b = _sides(name)
         self._changes = [Change("namespace", side.netns) for side in (self.a, self.b)]
-        self._owned = owned
+        self._journal = journal  # None: it outlives this process
         self._previous: Any = None
 
     @classmethod
     def temporary(
-        cls, queues: int = 2, mtu: int = 1500, *, ipv6: bool = False, gro: bool = False
+        cls,
+        queues: int = 2,
+        mtu: int = 1500,
+        *,
+        ipv6: bool = False,
+        gro: bool = False,
+        using: Journal | None = None,
     ) -> Lab:
         """A lab with a random name that ends with its context, and with this process at last."""
-        settings.recover()
-        return up(
-            f"{os.getpid()}-{secrets.token_hex(3)}", queues, mtu, ipv6=ipv6, gro=gro, owned=True
-        )
+        journal = using or settings.journal()
+        settings.recover(journal)
+        name = f"{os.getpid()}-{secrets.token_hex(3)}"
+        return up(name, queues, mtu, ipv6=ipv6, gro=gro, journal=journal)
 
     def down(self) -> None:
         """Removes both namespaces and all that is in them. Harmless when repeated."""
         _remove(self.a, self.b)
-        if self._owned:
+        if self._journal is not None:
             for change in self._changes:
-                settings.journal().forget(change)
+                self._journal.forget(change)
 
     def __enter__(self) -> Lab:
         in_main = threading.current_thread() is threading.main_thread()
@@ -112,21 +120,21 @@ def up(
     *,
     ipv6: bool = False,
     gro: bool = False,
-    owned: bool = False,
+    journal: Journal | None = None,
 ) -> Lab:
-    """Makes the lab `name`, complete or not at all. With `owned` it ends with this process."""
+    """Makes the lab `name`, complete or not at all. With a journal it ends with this process."""
     if not 1 <= queues <= limits.LAB_QUEUES_MAX:
         raise ConfigError(f"queues: {queues}: 1..{limits.LAB_QUEUES_MAX}")
     if not 68 <= mtu <= limits.MTU_MAX or (ipv6 and mtu < 1280):
         raise ConfigError(f"mtu: {mtu}: {1280 if ipv6 else 68}..{limits.MTU_MAX}")
-    lab = Lab(name, queues, mtu, owned=owned)
+    lab = Lab(name, queues, mtu, journal=journal)
     taken = {lab.a.netns, lab.b.netns} & set(namespace.namespaces())
     if taken:
         raise HostError(f"lab {name} exists already", fix=f"openclaw lab down {name}")
     try:
         for side, change in zip((lab.a, lab.b), lab._changes, strict=True):
-            if owned:
-                settings.journal().remember(change)
+            if journal is not None:
+                journal.remember(change)
             namespace.create(side.netns)
             in_netns(side.netns, _prepare, ipv6)
         in_netns(lab.a.netns, _make_pair, lab)

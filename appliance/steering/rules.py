@@ -9,27 +9,25 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from appliance.dataplane import pcap
 from appliance.errors import ConfigError
-from appliance.limits import MATCH_LENGTH_MAX, PRIORITY_MAX, RULE_ID_MAX, RULES_MAX, SAMPLE_MAX
+from appliance.limits import PRIORITY_MAX, RULE_ID_MAX, RULES_MAX, SAMPLE_MAX
 from appliance.steering import translate
+from appliance.steering.filters import compile_match
 
 ACTIONS = ("consume", "pass", "drop", "sample")  # the order is OC_ACTION_* of xdp/steer.bpf.c
 
 # Management classes: OC_MGMT_* of xdp/openclaw_parse.h.
 ARP, ND, DHCP, SSH = 1, 2, 4, 8
-# Which comparison names a protocol: (bytes loaded, number) -> class. ARP by EtherType (RARP with
-# it), ND by ICMPv6 type, DHCP and SSH by port. `tcp` or `icmp6` alone name nothing.
+# Which comparison names a protocol: (bytes loaded, number) -> class. ARP by EtherType, ND by ICMPv6
+# type, DHCP and SSH by port. `tcp` or `icmp6` alone name nothing.
 NAMES = {
     (2, 0x0806): ARP,
-    (2, 0x8035): ARP,
     **{(1, kind): ND for kind in range(133, 138)},
     **{(2, port): DHCP for port in (67, 68, 546, 547)},
     (2, 22): SSH,
 }
-# libpcap quotes nothing back, but a message must stay readable beside a match of 60 kB.
-QUOTED_MAX = 60
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,12 @@ class Rule:
     sample: int = 1
     priority: int = 10
     consumers: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, entry: Any) -> Rule:
+        """From a [[rule]] table of the configuration. `sample` counts with action sample only."""
+        every = (entry.sample or 1) if entry.action == "sample" else 1
+        return cls(entry.match, entry.action, every, entry.priority, tuple(entry.consumers))
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,12 @@ def number(rules: Sequence[Rule], before: Sequence[Numbered] = (), ids=None) -> 
 
 
 def check(rule: Rule, place: int) -> None:
-    """The fields of one rule, without its match."""
+    """The fields of one rule; what its match says is compile_match's to judge."""
     where = f"rule[{place}]"
+    if not isinstance(rule.match, str):
+        raise ConfigError(f"{where}.match: {rule.match!r}: a pcap filter expression is text")
+    if not isinstance(rule.consumers, tuple):
+        raise ConfigError(f"{where}.consumers: {rule.consumers!r}: a tuple of names")
     if rule.action not in ACTIONS:
         raise ConfigError(f"{where}.action: {rule.action!r}: one of {', '.join(ACTIONS)}")
     for field, value, low, high in (
@@ -99,21 +107,6 @@ def check(rule: Rule, place: int) -> None:
     ):
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise ConfigError(f"{where}.{field}: {value!r}: a whole number from {low} to {high}")
-
-
-def compile_match(match: str, where: str = "match") -> list[translate.Instruction]:
-    """Classic BPF of an expression; ConfigError names the place and carries libpcap's words."""
-    if not isinstance(match, str):
-        raise ConfigError(f"{where}: {match!r}: a pcap filter expression is text")
-    if len(match) > MATCH_LENGTH_MAX:
-        raise ConfigError(f"{where}: {len(match)} characters: at most {MATCH_LENGTH_MAX}")
-    try:
-        code = pcap.compile_filter(match)
-        translate.translate(code, "r", "")  # says here, with the place, what it could not do
-    except (ValueError, ConfigError) as error:
-        quoted = match if len(match) <= QUOTED_MAX else match[:QUOTED_MAX] + "..."
-        raise ConfigError(f"{where}: {quoted!r}: {error}") from None
-    return code
 
 
 def named(code: Sequence[translate.Instruction]) -> int:

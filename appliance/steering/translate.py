@@ -82,7 +82,8 @@ class _Translation:
                 for there in target(pc, instruction):
                     if not 0 <= there < len(self.instructions):
                         raise ConfigError(f"filter instruction {pc} jumps out of the filter")
-                    self.targets.add(there)
+                    if there != pc + 1:
+                        self.targets.add(there)
                     self.loops |= there <= pc
             if code in (ST, STX, LD | MEM, LDX | MEM):
                 if k >= SCRATCH_WORDS:
@@ -155,7 +156,7 @@ class _Translation:
         raise _unknown(pc, code)
 
     def _arithmetic(self, pc: int, code: int, k: int) -> str:
-        if code & 0xF0 == NEG:
+        if code == ALU | NEG:
             return "A = -A;"
         form = ARITHMETIC.get(code & 0xF0)
         if form is None:

@@ -9,7 +9,7 @@ import pytest
 
 from appliance import doctor
 from appliance.doctor.check import report, run
-from appliance.net import Settings, namespaces
+from appliance.net import Settings, in_netns, namespaces
 from appliance.net.zerocopy import verdict
 
 OPENCLAW = [sys.executable, "-m", "appliance.cli.main"]
@@ -79,7 +79,8 @@ def test_gro_is_pointed_out_with_the_command_that_ends_it(lab):
 
 
 def test_an_interface_that_is_down_fails_and_the_fix_brings_it_up(lab):
-    subprocess.run(["ip", "-n", lab.b.netns, "link", "set", "veth-b", "down"], check=True)
+    down = ["ip", "link", "set", "veth-b", "down"]
+    in_netns(lab.b.netns, lambda: subprocess.run(down, check=True))
     found = findings(lab.b.interface, lab.b.netns)["link"]
     assert found["state"] == "fail"
     subprocess.run(["bash", "-c", found["fix"]], check=True)

@@ -50,7 +50,7 @@ def test_threads_in_different_namespaces_do_not_disturb_each_other(lab):
 
 
 def test_our_namespaces_are_those_of_ip_netns(lab):
-    command = ["ip", "-n", lab.a.netns, "-j", "link"]
+    command = ["nsenter", f"--net=/run/netns/{lab.a.netns}", "ip", "-j", "link"]
     listed = subprocess.run(command, capture_output=True, check=True)
     links = {link["ifname"]: link for link in json.loads(listed.stdout)}
     found = interface(lab.a.interface, lab.a.netns)
@@ -91,34 +91,43 @@ def test_settings_are_as_before_when_the_context_ends(lab):
 
 
 CHANGE_AND_DIE = """
-import os, signal, sys
+import os, pathlib, signal, sys
 from appliance.net import Settings
-settings = Settings(sys.argv[1], sys.argv[2])
+from appliance.net.journal import Journal
+settings = Settings(sys.argv[1], sys.argv[2], using=Journal(pathlib.Path(sys.argv[3])))
 settings.polling()
 settings.offload("gro", True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_settings_of_a_killed_process_are_restored_by_the_next_start(lab):
-    subprocess.run([sys.executable, "-c", CHANGE_AND_DIE, lab.b.interface, lab.b.netns])
+def change_and_die(lab, directory):
+    """Changes settings and is killed; the journal is its own, as another run might recover too."""
+    subprocess.run(
+        [sys.executable, "-c", CHANGE_AND_DIE, lab.b.interface, lab.b.netns, directory]
+    )
+    return Journal(directory)
+
+
+def test_settings_of_a_killed_process_are_restored_by_the_next_start(lab, tmp_path):
+    journal = change_and_die(lab, tmp_path / "journal")
     assert device(lab, "napi_defer_hard_irqs") == 2
-    done = recover()
+    done = recover(journal)
     assert any("gro_flush_timeout" in line for line in done)
     assert device(lab, "napi_defer_hard_irqs") == device(lab, "gro_flush_timeout") == 0
     assert interface(lab.b.interface, lab.b.netns).offloads["gro"] is False
-    assert not [line for line in recover() if lab.b.interface in line]
+    assert recover(journal) == []
 
 
 def test_an_interface_made_anew_under_the_old_name_is_left_alone(lab, tmp_path):
-    subprocess.run([sys.executable, "-c", CHANGE_AND_DIE, lab.b.interface, lab.b.netns])
+    journal = change_and_die(lab, tmp_path / "journal")
     in_netns(lab.b.netns, lambda: subprocess.run(
         ["ip", "link", "set", "veth-b", "down", "name", "gone"], check=True))
     in_netns(lab.b.netns, lambda: subprocess.run(
         ["ip", "link", "add", "veth-b", "type", "veth", "peer", "other"], check=True))
     path = Path("/sys/class/net/veth-b/napi_defer_hard_irqs")
     in_netns(lab.b.netns, path.write_text, "7")
-    recover()
+    recover(journal)
     assert device(lab, "napi_defer_hard_irqs") == 7
 
 

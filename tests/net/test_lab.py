@@ -10,6 +10,7 @@ import pytest
 
 from appliance.errors import ConfigError, HostError
 from appliance.net import Lab, in_netns, interface, lab, link_statistics, namespaces, recover
+from appliance.net.journal import Journal
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("needs_namespaces")]
 
@@ -123,45 +124,52 @@ def test_a_lab_that_cannot_be_completed_leaves_nothing():
 
 
 CHILD = """
-import sys, time
+import pathlib, sys, time
 from appliance.net import Lab
-with Lab.temporary() as made:
+from appliance.net.journal import Journal
+with Lab.temporary(using=Journal(pathlib.Path(sys.argv[1]))) as made:
     print(made.a.netns, made.b.netns, flush=True)
     time.sleep(60)
 """
 
 
-def started_child():
-    child = subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE,
-                             stderr=subprocess.DEVNULL, text=True)
+@pytest.fixture
+def journal(tmp_path):
+    """A journal of its own: another run of the suite may recover from the common one."""
+    return Journal(tmp_path / "journal")
+
+
+def started_child(journal):
+    child = subprocess.Popen([sys.executable, "-c", CHILD, journal.directory],
+                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     names = child.stdout.readline().split()
     assert set(names) <= set(namespaces()) and len(names) == 2
     return child, names
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_takes_the_lab_down(number):
-    child, names = started_child()
+def test_a_signal_takes_the_lab_down(number, journal):
+    child, names = started_child(journal)
     with child:
         child.send_signal(number)
         assert child.wait(timeout=20) != 0
     assert not set(names) & set(namespaces())
 
 
-def test_a_lab_of_a_killed_process_goes_with_the_next_start():
-    child, names = started_child()
+def test_a_lab_of_a_killed_process_goes_with_the_next_start(journal):
+    child, names = started_child(journal)
     with child:
         child.kill()
         child.wait(timeout=20)
     assert set(names) <= set(namespaces()), "kill -9 leaves them: nobody was there to remove them"
-    recover()
+    recover(journal)
     assert not set(names) & set(namespaces())
 
 
-def test_a_living_lab_is_not_taken_by_the_next_start():
-    child, names = started_child()
+def test_a_living_lab_is_not_taken_by_the_next_start(journal):
+    child, names = started_child(journal)
     with child:
-        recover()
+        recover(journal)
         assert set(names) <= set(namespaces())
         child.terminate()
         child.wait(timeout=20)

@@ -6,10 +6,9 @@ bounded, so that a bug cannot hide behind one.
 
 from collections import Counter
 
-from scapy_decoder import decode
-
 from appliance.capture import read_capture
 from appliance.dataplane import parser
+from tests.parser.scapy_decoder import decode
 
 ETHERNET = 1
 FLAGS = {

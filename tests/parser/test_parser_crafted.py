@@ -3,11 +3,11 @@
 import os
 import struct
 
-import crafted
 from hypothesis import given, settings
-from scapy_decoder import decode
 
 from appliance.dataplane import parser
+from tests.parser import crafted
+from tests.parser.scapy_decoder import decode
 
 FLAGS = {
     "options": parser.IP_OPTIONS, "fragment": parser.FRAGMENT,

@@ -2,12 +2,12 @@
 
 import struct
 
-import crafted
 import numpy as np
 import pytest
-from test_parser_crafted import MACS, ipv4, ipv6
 
 from appliance.dataplane import parser
+from tests.parser import crafted
+from tests.parser.test_parser_crafted import MACS, ipv4, ipv6
 
 
 def tagged(frame):

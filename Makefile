@@ -1,0 +1,53 @@
+# What a person types. Each target sets up what it needs (tools/setup installs only what is missing)
+# and does one thing. The product's own command is .venv/bin/openclaw.
+.PHONY: demo test build debug bench lint image vm-test clean help
+.DEFAULT_GOAL := help
+
+python := .venv/bin/python
+ninja := .venv/bin/ninja
+sudo := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+help:
+	@echo "make demo      install what is missing, build, and run the main job on a real capture"
+	@echo "make test      the whole test suite"
+	@echo "make build     release build"
+	@echo "make debug     build with ledger assertions and sanitizers, in build/debug"
+	@echo "make bench     the benchmarks, against the peers that are installed"
+	@echo "make lint      ruff, mypy, cython-lint, clang-format, shellcheck, ansible-lint"
+	@echo "make image     the bootable image          make vm-test   boot it, test inside"
+
+build:
+	@tools/setup build
+	@$(ninja) -C build/release --quiet
+
+demo:
+	@tools/setup build
+	@$(ninja) -C build/release --quiet
+	@$(sudo) .venv/bin/openclaw demo
+
+test:
+	@tools/setup
+	@$(ninja) -C build/release --quiet
+	@$(sudo) $(python) -m pytest -q $(ARGS)
+
+# tools/debug COMMAND... runs something inside this build; it explains itself.
+debug:
+	@tools/setup
+	@tools/debug
+
+BENCH ?= loop rx tx forward latency python
+bench:
+	@tools/setup
+	@$(ninja) -C build/release --quiet
+	@for name in $(BENCH); do $(sudo) .venv/bin/openclaw bench $$name || exit; done
+
+lint:
+	@tools/setup
+	@tools/lint
+
+image vm-test:
+	@if [ -x images/$@ ]; then images/$@; else \
+	  echo "make $@: this checkout has no images/ yet; make demo and make test work without"; fi
+
+clean:
+	rm -rf build .venv
