@@ -7,8 +7,8 @@ allocates an skb for each packet and tops out below what a receiver takes, so ev
 look alike behind it. The latency loop is compiled so that a socket is compared with a socket, and
 not with Python's recvmsg.
 """
-from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.errno cimport EINTR
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 

@@ -1,8 +1,8 @@
 """`bench loop`: our own cost per packet, without a kernel: receive, count, recycle, ledger on.
 
 A port in memory hands out a 64-byte packet in every frame; a worker (and, as a case of its own, a
-Python loop) takes bursts, counts and gives the frames back. The peer is testpmd's rxonly over DPDK's
-null device, which does the same for mbufs: allocate, hand over, count, free.
+Python loop) takes bursts, counts and gives the frames back. The peer is testpmd's rxonly over
+DPDK's null device, which does the same for mbufs: allocate, hand over, count, free.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 20,000 single packets a second from the same sender. Ours: XDP timestamp to the worker's round, for
 the profiles irq (sleeps), defer (sleeps, interrupts held back) and busy (never sleeps). The peer:
-SO_TIMESTAMPNS to the return of recvmsg, in a compiled loop that blocks. Both stamps are taken in the
-receive path of the same interface, ours (XDP) a little earlier.
+SO_TIMESTAMPNS to the return of recvmsg, in a compiled loop that blocks. Both stamps are taken in
+the receive path of the same interface, ours (XDP) a little earlier.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class _Socket:
                 thread.start()
                 thread.join()
         packets = int(figures["packets"])
-        found = np.sort(latencies[:packets])
+        found = np.sort(latencies[:packets]).tolist()
         values = {
             case.name: percentile(found, share)
             for case, share in zip(_cases(self.poll), SHARES.values(), strict=True)

@@ -1,7 +1,7 @@
 """The host under the figures: what it is, how fast its clock runs, and what its CPUs do.
 
-Owns reading: /proc, versions of what is installed, the calibrated clock. The one thing that it changes
-is the number of hugepages, and it gives them back.
+Owns reading: /proc, versions of what is installed, the calibrated clock. The one thing that it
+changes is the number of hugepages, and it gives them back.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def machine() -> dict[str, Any]:
 
 def clock_mhz() -> int:
     """The clock that a busy core really has: the fastest of five chains of multiplications."""
-    steps = 8_000_000  # 24 million cycles, 6 to 10 ms: longer than a timer tick, shorter than a slice
+    steps = 8_000_000  # 24 million cycles, 6 to 10 ms: longer than a timer tick
     best = min(gauge.chain_ns(steps) for _ in range(5))
     return round(steps * gauge.CHAIN_CYCLES * 1000 / best)
 
@@ -93,13 +93,13 @@ def _read(path: str) -> str:
 
 
 class Hugepages:
-    """Some 2 MiB pages more than there were; taken back at the end. `enough` says if we got them."""
+    """So many free 2 MiB pages; those that it added are taken back. `enough`: we got them."""
 
     def __init__(self, pages: int) -> None:
         self._added, self.enough = 0, False
         gc.collect()  # an arena in a reference cycle keeps its pages until it is collected
         try:
-            for _ in range(3):  # pages that are freed meanwhile can vanish: they may be surplus ones
+            for _ in range(3):  # pages that are freed meanwhile can vanish: surplus ones do
                 free, total = int(_FREE.read_text()), int(_PAGES.read_text())
                 if free >= pages:
                     break

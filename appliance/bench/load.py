@@ -106,7 +106,8 @@ class Blast(_Thread):
         try:
             self._generator.run()
         except OSError as error:
-            raise HostError(f"no load: {error.strerror}", fix="Linux 5.18 or later, as root") from None
+            fix = "Linux 5.18 or later, as root"
+            raise HostError(f"no load: {error.strerror}", fix=fix) from None
 
     def stop(self) -> None:
         self._generator.stop()

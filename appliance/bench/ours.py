@@ -20,6 +20,7 @@ from appliance.net.lab import Side
 from appliance.port import Port, open_port
 from appliance.steering import Rule, Steering
 
+
 def hugepages() -> host.Hugepages:
     """What a port of the default size takes (32 MiB), as the peers' memory is got ready as well."""
     return host.Hugepages(16)

@@ -1,4 +1,4 @@
-"""The benchmark page: reports in, Markdown out. Pure; it measures nothing and leaves nothing out."""
+"""The benchmark page: reports in, Markdown out. Pure; it measures nothing, and omits nothing."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _commands(report: dict[str, Any]) -> str:
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines) + "\n"
+    return "".join("| " + " | ".join(_cell(cell) for cell in line) + " |\n" for line in lines)
 
 
 def _cell(text: str) -> str:

@@ -24,7 +24,7 @@ class Child:
 
     def __init__(self, command: Sequence[str], netns: str | None, *, cpus: set[int] | None = None):
         self.command = in_namespace(command, netns)
-        self._output = tempfile.TemporaryFile("w+b")
+        self._output = tempfile.TemporaryFile("w+b")  # noqa: SIM115  closed by stop()
         inherited = os.sched_getaffinity(0)
         try:
             if cpus:
@@ -39,7 +39,8 @@ class Child:
             )
         except FileNotFoundError as error:
             self._output.close()
-            raise HostError(f"{error.filename} is not installed", fix="apt install iproute2") from None
+            what = f"{error.filename} is not installed"
+            raise HostError(what, fix="apt install iproute2") from None
         finally:
             os.sched_setaffinity(0, inherited)
 
@@ -70,7 +71,7 @@ class Child:
                 if ready(said := self.output()):
                     return said
                 raise PortError(
-                    f"{self.command[-1] if len(self.command) == 1 else _program(self.command)}: "
+                    f"{_program(self.command)}: "
                     f"{'ended' if ended else 'timeout'} before {what}: {_last_words(said)}"
                 )
             time.sleep(0.002)
@@ -101,7 +102,9 @@ def in_namespace(command: Sequence[str], netns: str | None) -> list[str]:
 
 
 def _program(command: Sequence[str]) -> str:
-    return command[4] if command[:3] == ["ip", "netns", "exec"] else command[0]
+    """Its name, without what it was started through."""
+    words = command[4 if command[:3] == ["ip", "netns", "exec"] else 0:]
+    return words[2] if words[0] == "stdbuf" else words[0]
 
 
 def _last_words(said: str) -> str:

@@ -1,8 +1,9 @@
 """`bench python`: the loop over batches in Python, beside what else can be had in Python.
 
 Ours is `for batch in port.recv()` with a count and a sum over numpy columns. Beside it: our own
-inline count (the worker, no Python at all: what the loop gives away), a raw AF_PACKET recv loop, and
-Scapy's sniff. Same pair, same load; the peers' interface has a pass program, which the load needs.
+inline count (the worker, no Python at all: what the loop gives away), a raw AF_PACKET recv loop,
+and Scapy's sniff. Same pair, same load; for the peers a program that passes everything stands on
+the interface, since the load needs one there.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ class _Inline:
         self.command = f"openclaw bench rx --size {size} --poll {poll}"
 
     def measure(self, seconds: float) -> Sample:
-        with ours.Working([self.lab.b], "count", self.poll) as working, Blast(self.lab.a, self.size):
+        with (
+            ours.Working([self.lab.b], "count", self.poll) as working,
+            Blast(self.lab.a, self.size),
+        ):
             time.sleep(SETTLE_S)
             return ours.window(working, seconds, self.case)
 

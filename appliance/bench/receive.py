@@ -24,7 +24,10 @@ class _Ours:
         self.command = f"openclaw bench rx --size {size} --poll {poll}"
 
     def measure(self, seconds: float) -> Sample:
-        with ours.Working([self.lab.b], "count", self.poll) as working, Blast(self.lab.a, self.size):
+        with (
+            ours.Working([self.lab.b], "count", self.poll) as working,
+            Blast(self.lab.a, self.size),
+        ):
             time.sleep(SETTLE_S)
             return ours.window(working, seconds, self.case)
 

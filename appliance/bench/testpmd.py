@@ -18,7 +18,7 @@ from appliance.errors import PortError
 
 NAME = "testpmd"
 MISSING = "apt install dpdk-dev"
-MBUFS = 16384  # 38 MiB at 2,304 bytes: two rings of 2,048 for two ports, bursts and caches, twice over
+MBUFS = 16384  # 38 MiB at 2,304 bytes: the rings of two ports, bursts and caches, twice over
 MEMORY_MIB = 128
 START_S = 30.0
 

@@ -1,7 +1,7 @@
 """`bench tx` and `bench forward`: packets per second that arrive at a far end, which only counts.
 
-tx: our AF_XDP sender beside testpmd's txonly. forward: two veth pairs whose middle ends stand in one
-namespace, ours a worker over one shared UMEM (no copy between the ports), the peer testpmd's io
+tx: our AF_XDP sender beside testpmd's txonly. forward: two veth pairs whose middle ends stand in
+one namespace, ours a worker over one shared UMEM (no copy between the ports), the peer testpmd's io
 mode over two af_xdp devices. The far end is the same for all: an XDP program that counts and drops.
 """
 
@@ -82,7 +82,11 @@ class _OursTx:
         self.command = f"openclaw bench tx --size {size} --poll {poll}"
 
     def measure(self, seconds: float) -> Sample:
-        with ours.hugepages(), ours.Sink(self.lab.b) as sink, _Sending(self.lab.a, self.size, self.poll) as sending:
+        with (
+            ours.hugepages(),
+            ours.Sink(self.lab.b) as sink,
+            _Sending(self.lab.a, self.size, self.poll) as sending,
+        ):
             time.sleep(SETTLE_S)
             calls = sending.calls()
             sample = far_window(sink, seconds, self.case)

@@ -1,4 +1,4 @@
-"""`openclaw bench`: measures ourselves beside whoever is installed. The work is appliance.bench's."""
+"""`openclaw bench`: measures us beside whoever is installed. The work is appliance.bench's."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ def _render(out: output.Output, reports: list[dict[str, Any]]) -> None:
         rows = [_row(result, who) for result in report["results"]
                 for who in ("ours", *result["peers"])]
         out.console.print(output.table(
-            None, ("case", "who", "unit", "min", "median", "max", "ratio", "CPU ns/packet", "drops"),
+            None,
+            ("case", "who", "unit", "min", "median", "max", "ratio", "CPU ns/packet", "drops"),
             rows))
         for peer, fix in report["absent"].items():
             out.note(f"{peer} is not installed: {fix}")
