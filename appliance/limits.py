@@ -14,6 +14,9 @@ SAMPLE_MAX = 1 << 31  # one of N; the counter in the program is 32 bits wide
 PRIORITY_MAX = 255  # 0 is shed last
 RULE_ID_MAX = (1 << 30) - 1  # an offline verdict carries the id above two bits; ids are not reused
 FILTER_INSTRUCTIONS_MAX = 4_096  # of classic BPF; what the kernel takes as one filter (BPF_MAXINSNS)
+# Of all rules of a port together. Each becomes 1.6 (sets of hosts) to 4 (loads) instructions of the
+# program, whose jumps reach 32,767; more than this never fits, and LLVM would take minutes to say so.
+RULE_SET_INSTRUCTIONS_MAX = 16_384
 
 # ------------------------------------------------------------------ configuration
 CONFIG_BYTES_MAX = 4 << 20  # 256 rules of the longest usual expression, with room

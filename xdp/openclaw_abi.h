@@ -19,6 +19,7 @@
 #define OC_MAP_SOCKETS 1       /* XSKMAP: queue -> AF_XDP socket; survives a swap of rules */
 #define OC_MAP_COUNTERS 2      /* per-CPU array of one struct oc_counters; fresh for each program */
 #define OC_MAP_SHED 3          /* array of one u32: 0 off, else drop rules of this priority or above */
+#define OC_MAP_IDS 4           /* array of one u32[OC_RULES_MAX]: place of a rule -> its id */
 
 /* ------------------------------------------- metadata record, 16 bytes, in front of the packet */
 #define OC_META_MAGIC 0x4f43u  /* "OC" */

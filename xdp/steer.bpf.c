@@ -42,9 +42,7 @@ static long (*oc_xdp_load_bytes)(struct xdp_md *ctx, unsigned int offset, void *
 #define OC_ACTION_PASS 1u
 #define OC_ACTION_DROP 2u
 #define OC_ACTION_SAMPLE 3u
-#define OC_HIT(id, action, priority, slot)                                            \
-	((unsigned long long)(id) | (unsigned long long)(action) << 32 |              \
-	 (unsigned long long)(priority) << 40 | (unsigned long long)(slot) << 48)
+#define OC_HIT(action, priority, slot) (1u | (action) << 8 | (priority) << 16 | (slot) << 24)
 
 /* Reads ctx anew. Each rule does, and so begins with pointers of which nothing is known: the
  * verifier then finds that all paths into a rule are alike and walks each rule once. */
@@ -106,9 +104,9 @@ int oc_steer(struct xdp_md *ctx)
 {
 	unsigned char *data, *data_end;
 	unsigned int A, X, len, len_here, word = 0, zero = 0;
-	unsigned int id, every = 0, flags = 0;
-	unsigned long long hit = 0, matched;
-	unsigned int *shed;
+	unsigned int id, hit = 0, every = 0, flags = 0;
+	unsigned long long matched;
+	unsigned int *shed, *ids;
 	struct oc_meta *meta;
 	struct oc_counters *count = oc_lookup(OC_MAP(OC_MAP_COUNTERS), &zero);
 
@@ -155,9 +153,11 @@ int oc_steer(struct xdp_md *ctx)
 
 	if (!hit)
 		OC_PASS(OC_RULE_NONE);
-	id = (unsigned int)hit;
-	matched = count->rules[hit >> 48 & (OC_RULES_MAX - 1)]++;
-	switch (hit >> 32 & 3) {
+	/* Ids come from a map and not from the text, so that the same rules compile but once. */
+	ids = oc_lookup(OC_MAP(OC_MAP_IDS), &zero);
+	id = ids ? ids[hit >> 24 & (OC_RULES_MAX - 1)] : OC_RULE_NONE;
+	matched = count->rules[hit >> 24 & (OC_RULES_MAX - 1)]++;
+	switch (hit >> 8 & 3) {
 	case OC_ACTION_PASS:
 		OC_PASS(id);
 	case OC_ACTION_DROP:
@@ -169,7 +169,7 @@ int oc_steer(struct xdp_md *ctx)
 		flags = OC_META_SAMPLED;
 	}
 	shed = oc_lookup(OC_MAP(OC_MAP_SHED), &zero);
-	if (shed && *shed && (hit >> 40 & 0xff) >= *shed)
+	if (shed && *shed && (hit >> 16 & 0xff) >= *shed)
 		OC_DROP(id, OC_DROP_shed);
 #if OC_OFFLINE
 	OC_END(count->consumed, id, OC_VERDICT_CONSUME, XDP_PASS);

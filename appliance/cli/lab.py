@@ -49,8 +49,8 @@ def list_(out: output.Output) -> None:
     for name in labs.labs():
         try:
             found.append(_describe(labs.find(name)))
-        except labs.HostError:
-            found.append({"name": name, "state": "half made or being removed"})
+        except labs.HostError as error:
+            found.append({"name": name, "state": str(error)})
     out.result({"labs": found}, lambda data: _table(data["labs"]) if found else "no labs")
 
 

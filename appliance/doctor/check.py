@@ -37,7 +37,8 @@ def run(*checks: Check) -> list[Finding]:
     """The findings in order. A check that breaks is a failed finding, not a broken doctor."""
     findings = []
     for check in checks:
-        name = check.__name__.strip("_").replace("_", " ")
+        function = getattr(check, "func", check)  # of a partial
+        name = str(getattr(function, "__name__", "check")).strip("_").replace("_", " ")
         try:
             findings.append(check())
         except OpenClawError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from appliance.doctor.check import Finding, fail, ok, run, warn
 from appliance.errors import OpenClawError
 from appliance.net import InterfaceInfo
@@ -28,12 +30,16 @@ def examine_interface(name: str, netns: str | None = None) -> list[Finding]:
         return [fail("interface", plain, getattr(error, "fix", ""))]
     # nsenter and not `ip -n`: iproute2 remounts "/", which fails in a plain chroot.
     inside = f"nsenter --net={NETNS_DIRECTORY / netns} " if netns else ""
-    checks = (
-        lambda: _link(info, inside), lambda: _native(info), lambda: _program(info, inside),
-        lambda: _queues(info, inside), lambda: _rings(info, inside), lambda: _offloads(info, inside),
-        lambda: _mtu(info, inside), lambda: _zero_copy(info),
+    return run(
+        partial(_link, info, inside),
+        partial(_native_xdp, info),
+        partial(_xdp_program, info, inside),
+        partial(_queues, info, inside),
+        partial(_rings, info, inside),
+        partial(_offloads, info, inside),
+        partial(_mtu, info, inside),
+        partial(_zero_copy, info),
     )
-    return run(*checks)
 
 
 def _link(info: InterfaceInfo, inside: str) -> Finding:
@@ -45,14 +51,14 @@ def _link(info: InterfaceInfo, inside: str) -> Finding:
     return ok("link", f"{what}, up")
 
 
-def _native(info: InterfaceInfo) -> Finding:
+def _native_xdp(info: InterfaceInfo) -> Finding:
     if info.driver in _NATIVE_XDP:
         return ok("native xdp", f"{info.driver} has it")
     return warn("native xdp", f"{info.driver or 'the driver'} is not known to have it; "
                 "generic XDP works, slower", 'set attach = "generic" to skip the attempt')
 
 
-def _program(info: InterfaceInfo, inside: str) -> Finding:
+def _xdp_program(info: InterfaceInfo, inside: str) -> Finding:
     if info.xdp_prog_id is None and info.xdp_mode is None:
         return ok("xdp program", "none attached")
     return fail("xdp program", f"program {info.xdp_prog_id} is attached ({info.xdp_mode}), "

@@ -20,7 +20,11 @@ from appliance.net import ethtool
 from appliance.net.ethtool import Channels, HardwareRings
 from appliance.net.namespace import in_netns
 
-_XDP_MODES = {0: None, 1: "native", 2: "generic", 3: "offload", 4: "several"}
+# XDP_ATTACHED_* of linux/if_link.h, by number and by the names that pyroute2 gives them
+_XDP_MODES = {
+    None: None, 0: None, 1: "native", 2: "generic", 3: "offload", 4: "several",
+    "xdp": "native", "xdpgeneric": "generic", "xdpoffload": "offload", "xdpmulti": "several",
+}
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def _interface(name: str, netns: str | None) -> InterfaceInfo:
         message = link_message(route, name)
     xdp = message.get_attr("IFLA_XDP")
     information = message.get_attr("IFLA_LINKINFO")
-    mode = _XDP_MODES.get((xdp and xdp.get_attr("IFLA_XDP_ATTACHED")) or 0, "several")
+    mode = _XDP_MODES.get(xdp and xdp.get_attr("IFLA_XDP_ATTACHED"), "unknown")
     name = message.get_attr("IFLA_IFNAME")
     return InterfaceInfo(
         name=name,

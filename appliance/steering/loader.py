@@ -18,7 +18,7 @@ from appliance.steering import compiler, program
 from appliance.steering.rules import Numbered
 
 # OC_MAP_* and struct oc_counters of xdp/openclaw_abi.h; tests/steering/test_abi.py compares.
-MAP_SOCKETS, MAP_COUNTERS, MAP_SHED = 1, 2, 3
+MAP_SOCKETS, MAP_COUNTERS, MAP_SHED, MAP_IDS = 1, 2, 3, 4
 DROPS_MAX = 64
 COUNTER_WORDS = 4 + DROPS_MAX + RULES_MAX
 COUNTER_BYTES = 8 * COUNTER_WORDS + 64 + 128
@@ -55,18 +55,24 @@ class Loaded:
         self.options = options
         text = program.source(self.rules, options)
         code = compiler.compile_functions(text, [program.FUNCTION])[program.FUNCTION]
-        with kernel_errors("the counter map cannot be made"):
+        with kernel_errors("the maps of the program cannot be made"):
             self.counters = bpf.Map(bpf.PERCPU_ARRAY, "oc_counters", COUNTER_BYTES, 1)
+            ids = bpf.Map(bpf.ARRAY, "oc_rule_ids", 4 * RULES_MAX, 1)
+            places = [rule.id for rule in self.rules] + [0] * (RULES_MAX - len(self.rules))
+            ids[0] = struct.pack(f"={RULES_MAX}I", *places)
+        maps = {
+            MAP_SOCKETS: shared.sockets,
+            MAP_COUNTERS: self.counters,
+            MAP_SHED: shared.shed,
+            MAP_IDS: ids,
+        }
         try:
-            maps = {
-                MAP_SOCKETS: shared.sockets,
-                MAP_COUNTERS: self.counters,
-                MAP_SHED: shared.shed,
-            }
             self.program = load("oc_steer", code, maps, frags=options.jumbo)
         except BaseException:
             self.counters.close()
             raise
+        finally:
+            ids.close()  # the program holds it
 
     def read(self) -> list[int]:
         """The counter words, summed over CPUs: seen, consumed, passed, management, drops, rules."""

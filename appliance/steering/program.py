@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import xdp
+from appliance.errors import ConfigError
+from appliance.limits import RULE_SET_INSTRUCTIONS_MAX
 from appliance.steering.rules import ACTIONS, Numbered
 from appliance.steering.translate import translate
 
@@ -37,7 +39,13 @@ class Options:
 
 
 def source(rules: Sequence[Numbered], options: Options) -> str:
-    """The whole text, ready for the compiler."""
+    """The whole text, ready for the compiler. Ids are not in it: equal rules give equal text."""
+    total = sum(len(rule.code) for rule in rules)
+    if total > RULE_SET_INSTRUCTIONS_MAX:
+        raise ConfigError(
+            f"rules: too large for one program (filters of {total} instructions together, at most "
+            f"{RULE_SET_INSTRUCTIONS_MAX}); write fewer or shorter ones"
+        )
     named_any = 0
     for rule in rules:
         named_any |= rule.names
@@ -60,7 +68,7 @@ def generated(rules: Sequence[Numbered]) -> str:
     for slot, rule in enumerate(rules):
         action, prefix = ACTIONS.index(rule.rule.action), f"r{slot}"
         hit = (
-            f"hit = OC_HIT({rule.id}u, {action}u, {rule.rule.priority}u, {slot}u); "
+            f"hit = OC_HIT({action}u, {rule.rule.priority}u, {slot}u); "
             f"every = {rule.rule.sample}u; goto group_{group};"
         )
         lines.append(f"OC_RULE({rule.names}u, {prefix}_no);")

@@ -9,8 +9,9 @@ import pytest
 
 from appliance import doctor
 from appliance.doctor.check import report, run
-from appliance.net import Settings, in_netns, namespaces
+from appliance.net import Settings, in_netns, interface, namespaces
 from appliance.net.zerocopy import verdict
+from appliance.steering.peer import attach_pass
 
 OPENCLAW = [sys.executable, "-m", "appliance.cli.main"]
 
@@ -76,6 +77,18 @@ def test_gro_is_pointed_out_with_the_command_that_ends_it(lab):
         assert found["state"] == "warn"
         subprocess.run(["bash", "-c", found["fix"]], check=True, capture_output=True)
         assert findings(lab.b.interface, lab.b.netns)["offloads"]["state"] == "ok"
+
+
+@pytest.mark.parametrize("mode", ["native", "generic"])
+def test_a_program_that_is_attached_already_is_named_with_its_number(lab, mode):
+    index = interface(lab.b.interface, lab.b.netns).ifindex
+    with in_netns(lab.b.netns, attach_pass, index, mode):
+        info = interface(lab.b.interface, lab.b.netns)
+        assert info.xdp_mode == mode and info.xdp_prog_id
+        found = findings(lab.b.interface, lab.b.netns)["xdp program"]
+        assert found["state"] == "fail"
+        assert f"program {info.xdp_prog_id} is attached ({mode})" in found["found"]
+    assert findings(lab.b.interface, lab.b.netns)["xdp program"]["state"] == "ok"
 
 
 def test_an_interface_that_is_down_fails_and_the_fix_brings_it_up(lab):

@@ -101,21 +101,21 @@ def test_an_empty_fill_ring_is_counted_each_time_that_a_packet_finds_it_so(lab):
         assert bench.provoked() == {"rx_fill_ring_empty_descs": 36, "rx_dropped": 36}
 
 
-def test_rx_invalid_descs_counts_fill_entries_outside_the_umem_and_costs_no_frame(lab):
+def test_fill_entries_outside_the_umem_are_skipped_and_cost_no_frame(lab):
+    """rx_invalid_descs cannot be provoked: up to Linux 7.2 at least, the kernel counts a bad FILL
+    entry at the FILL ring and reports the counter of the RX ring (net/xdp/xsk.c, XDP_STATISTICS),
+    which nothing increments. So this accepts both that and a kernel that has mended it."""
     with Bench(lab, fill=64) as bench:
         for n in range(5):
             assert bench.queue.post_raw("fill", (1 << 40) + n * 4096)
-        bench.send([packet(n) for n in range(64)])
-        assert bench.provoked() == {}, "the kernel has not come to the bad entries yet"
-        batch = next(bench.endpoint.recv(max_frames=64))
-        assert len(batch) == 64
-        batch.release()
-        bench.send([packet(n) for n in range(8)])
-        assert bench.provoked() == {"rx_invalid_descs": 5}
-        assert bench.frames.count()["leaked"] == 0
-        batch = next(bench.endpoint.recv(max_frames=64))
-        assert [bytes(frame) for frame in batch] == [packet(n) for n in range(8)]
-        batch.release()
+        for _ in range(3):  # the bad entries stand behind the first 64 good ones
+            sent = [packet(n) for n in range(48)]
+            bench.send(sent)
+            batch = next(bench.endpoint.recv(max_frames=64))
+            assert [bytes(frame) for frame in batch] == sent
+            batch.release()
+        assert bench.provoked() in ({}, {"rx_invalid_descs": 5})
+        assert bench.queue.filled == 64 and bench.frames.count()["leaked"] == 0
 
 
 def test_tx_invalid_descs_counts_descriptors_outside_their_frame_and_costs_no_frame(lab):

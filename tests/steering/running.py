@@ -7,11 +7,13 @@ the functions stand together in one text, because bcc takes 0.3 s for its header
 from __future__ import annotations
 
 import contextlib
+import struct
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from appliance.dataplane import bpf
+from appliance.limits import RULES_MAX
 from appliance.steering import compiler, loader, program
 from appliance.steering.program import Options
 from appliance.steering.rules import Numbered, Rule
@@ -32,7 +34,9 @@ def programs(filters: Sequence, *, jumbo: bool = False) -> Iterator[list[bpf.Pro
     code = compiler.compile_functions(text, names)
     shared = loader.SharedMaps()
     counters = bpf.Map(bpf.PERCPU_ARRAY, "oc_counters", loader.COUNTER_BYTES, 1)
-    maps = {1: shared.sockets, 2: counters, 3: shared.shed}
+    ids = bpf.Map(bpf.ARRAY, "oc_rule_ids", 4 * RULES_MAX, 1)
+    ids[0] = struct.pack(f"={RULES_MAX}I", 1, *[0] * (RULES_MAX - 1))
+    maps = {1: shared.sockets, 2: counters, 3: shared.shed, 4: ids}
     loaded: list[bpf.Program] = []
     try:
         loaded += [loader.load(name, code[name], maps, frags=jumbo) for name in names]
@@ -41,6 +45,7 @@ def programs(filters: Sequence, *, jumbo: bool = False) -> Iterator[list[bpf.Pro
         for one in loaded:
             one.close()
         counters.close()
+        ids.close()
         shared.close()
 
 

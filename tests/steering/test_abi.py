@@ -11,7 +11,7 @@ from appliance import limits
 from appliance.steering import loader, offline, rules
 from appliance.steering.program import XDP_DIRECTORY
 
-NAMES = """OC_RULES_MAX OC_QUEUES_MAX OC_MAP_SOCKETS OC_MAP_COUNTERS OC_MAP_SHED OC_DROP_MAX
+NAMES = """OC_RULES_MAX OC_QUEUES_MAX OC_MAP_SOCKETS OC_MAP_COUNTERS OC_MAP_SHED OC_MAP_IDS OC_DROP_MAX
 OC_VERDICT_PASS OC_VERDICT_CONSUME OC_VERDICT_DROP OC_VERDICT_BITS sizeof(struct(oc_counters))
 OC_MGMT_ARP OC_MGMT_ND OC_MGMT_DHCP OC_MGMT_SSH""".split()
 
@@ -37,8 +37,8 @@ def header(tmp_path_factory) -> dict[str, int]:
 def test_limits_map_numbers_and_layout_are_the_headers(header):
     assert header["OC_RULES_MAX"] == limits.RULES_MAX
     assert header["OC_QUEUES_MAX"] == limits.QUEUES_MAX
-    maps = [header[f"OC_MAP_{name}"] for name in ("SOCKETS", "COUNTERS", "SHED")]
-    assert maps == [loader.MAP_SOCKETS, loader.MAP_COUNTERS, loader.MAP_SHED]
+    maps = [header[f"OC_MAP_{name}"] for name in ("SOCKETS", "COUNTERS", "SHED", "IDS")]
+    assert maps == [loader.MAP_SOCKETS, loader.MAP_COUNTERS, loader.MAP_SHED, loader.MAP_IDS]
     assert header["OC_DROP_MAX"] == loader.DROPS_MAX
     assert header["sizeof(struct(oc_counters))"] == loader.COUNTER_BYTES
     assert loader.COUNTER_BYTES >= 8 * loader.COUNTER_WORDS
