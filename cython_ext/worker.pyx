@@ -19,8 +19,9 @@ import numpy as np
 from cython_ext.atomics cimport (count_u64, likely, load_acquire_u32, load_acquire_u64,
                                  store_release_u32, store_release_u64, store_relaxed_u64, unlikely)
 from cython_ext.frames cimport Frames, frame_free, frames_free, oc_umem
+from cython_ext.bursts cimport reap
 from cython_ext.queue cimport (BURST, FRAGS_MAX, Queue, burst_alloc, burst_dispose, now_ns,
-                               oc_burst, oc_queue, reap)
+                               oc_burst, oc_queue)
 
 cdef extern from "<poll.h>" nogil:
     struct pollfd:

@@ -11,13 +11,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from appliance.attachment import Attachment, PortSpec
+from appliance.attachment import Attachment
 from appliance.bench import host
 from appliance.bench.figures import Sample
 from appliance.dataplane import Worker
 from appliance.net import in_netns, interface
 from appliance.net.lab import Side
 from appliance.port import Port, open_port
+from appliance.spec import PortSpec, Umem
 from appliance.steering import Rule, Steering
 
 
@@ -61,12 +62,12 @@ class Working:
         self.ports: list[Attachment] = []
         self._pages = hugepages()
         try:
+            umem = Umem()
             for number, side in enumerate(sides):
                 spec = PortSpec(side.interface, netns=side.netns, queues=[0], poll=poll)
                 first = number == 0
                 self.ports.append(
-                    Attachment(spec, [rule] if first else None,
-                               share=None if first else self.ports[0].queues)
+                    Attachment(spec, [rule] if first else None, umems=[umem])
                 )
             target = len(sides) - 1 if consumer == "forward" else -1
             self.worker = Worker([port.queues[0] for port in self.ports], [(consumer, target)])
