@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 
 import appliance
+from appliance.config import parse
+from appliance.engine.engine import Engine
 
 COMMAND = Path(sys.executable).parent / "openclaw"
 FULL = os.environ.get("OPENCLAW_FULL") == "1"
@@ -83,6 +85,30 @@ def send_all(port, packets, queue: int = 0, burst: int = 128, pause_s: float = 0
         time.sleep(pause_s)
     assert port.flush(2000)
     return at
+
+
+def consumed(stats, name):
+    return next(entry for entry in stats["consumers"] if entry["name"] == name)
+
+
+def started(text: str) -> Engine:
+    return Engine(parse(text))
+
+
+def receive(port, wanted: int, seconds: float = 10.0) -> list[bytes]:
+    """Up to `wanted` packets of a port, as bytes, in the order of arrival."""
+    got: list[bytes] = []
+    until = time.monotonic() + seconds
+    for batch in port.recv(timeout_ms=50):
+        got += [bytes(frame) for frame in batch]
+        if len(got) >= wanted or time.monotonic() > until:
+            return got
+    return got
+
+
+def set_link(side, state: str) -> None:
+    words = ["ip", "-n", side.netns, "link", "set", side.interface, state]
+    subprocess.run(words, check=True)
 
 
 class Traffic:

@@ -33,6 +33,7 @@ from tests.engine.support import (
     udp,
     wait_for,
 )
+from tests.probes import hugepages_free
 
 needs_network = pytest.mark.usefixtures("needs_xdp_socket", "needs_namespaces")
 
@@ -127,6 +128,20 @@ def test_without_an_appliance_the_commands_say_so_in_one_line(tmp_path, words):
                            "fix: openclaw run --config FILE\n")
 
 
+def test_hugepages_that_are_required_and_not_free_end_it_with_the_command_that_makes_them(tmp_path):
+    if hugepages_free() >= 512:
+        pytest.skip("probe hugepages_free: 1 GiB is free")
+    file = tmp_path / "c.toml"
+    file.write_text('[[port]]\nname = "l0"\nbackend = "loop"\n'
+                    + '[memory]\nhugepages = "require"\nframes_per_queue = 262144\n'
+                    + rule_table("l0", "udp", consumers=["c"]) + consumer_table("c", "count")
+                    + control_table(tmp_path))
+    done = run("run", "--config", str(file), "--for", "1")
+    assert done.returncode == 3 and done.stderr.count("\n") == 1
+    assert "fix: echo 512 > /proc/sys/vm/nr_hugepages" in done.stderr
+    assert os.listdir(tmp_path) == ["c.toml"]
+
+
 # ------------------------------------------------------------------------------- configurations
 
 GOOD = (
@@ -156,6 +171,9 @@ BROKEN = {
     "no such interface": (GOOD, 3, "no interface oc-none0"),
     "no such namespace": (GOOD.replace('"oc-none0"', '"oc-none0"\nnetns = "oc-none"'), 3,
                           "oc-none"),
+    "interface twice": (GOOD.replace('"oc-none0"', '"oc-none0"\nqueues = [0]')
+                        + '[[port]]\nname = "in1"\ninterface = "oc-none0"\nqueues = [1]\n'
+                        + rule_table("in1", "udp", consumers=["c"]), 2, "port[1].interface"),
     "no rule": (GOOD.replace('port = "in0"', 'port = "in1"'), 2, "in1"),
 }
 
