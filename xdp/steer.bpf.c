@@ -90,8 +90,8 @@ static long (*oc_xdp_load_bytes)(struct xdp_md *ctx, unsigned int offset, void *
 	} while (0)
 #endif
 #define OC_END_PASS (OC_OFFLINE ? OC_VERDICT_PASS : XDP_PASS)
-/* Ends the program here. A plain return in front of the rules becomes a jump to the end behind them,
- * which can be farther than a BPF jump reaches; the compiler (LLVM 14) does not notice. */
+/* Ends the program here. A plain return in front of the rules becomes a jump to the end behind
+ * them, which can be farther than a BPF jump reaches; the compiler (LLVM 14) does not notice. */
 #define OC_EXIT_NOW(value)                                                            \
 	do {                                                                          \
 		asm volatile("r0 = %0\n\texit" : : "i"(value));                       \

@@ -1,8 +1,8 @@
 """Filter expressions to classic BPF, within a time limit.
 
-Owns the check of the text and the choice where libpcap works. Its optimizer takes time that grows
-with the third power of the alternatives and cannot be interrupted: 100 hosts 0.07 s, 400 hosts 4 s,
-2,000 hosts many minutes (measured, libpcap 1.10.3). So a long expression is compiled in a child that
+Owns the check of the text and the choice where libpcap works. Its optimizer's time grows with the
+third power of the alternatives, and it cannot be interrupted: 100 hosts 0.07 s, 400 hosts 4 s, 2,000
+hosts many minutes (measured, libpcap 1.10.3). So a long expression is compiled in a child that
 is ended when it takes too long, and a short one, for which it cannot, here.
 """
 
@@ -32,10 +32,8 @@ def compile_match(match: str, where: str = "match") -> list[Instruction]:
     if len(match) > MATCH_LENGTH_MAX:
         raise ConfigError(f"{where}: {len(match)} characters: at most {MATCH_LENGTH_MAX}")
     try:
-        if len(match) <= INLINE_CHARACTERS:
-            code = pcap.compile_filter(match)
-        else:
-            code = _in_child(match)
+        short = len(match) <= INLINE_CHARACTERS
+        code = pcap.compile_filter(match) if short else _in_child(match)
         translate(code, "r", "")  # says here, with the place, what it could not do
     except (ValueError, ConfigError) as error:
         quoted = match if len(match) <= QUOTED_MAX else match[:QUOTED_MAX] + "..."

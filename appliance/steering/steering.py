@@ -1,8 +1,8 @@
 """Steering of one port: its rules as a running program, and what it counted.
 
-Owns the socket map, the shed threshold, the programs with their counters, and the link. It does not
-own interfaces or sockets. Order of life: make it (compiles and loads), set the sockets, attach; then
-swap as often as needed; detach, clear the sockets, close. All methods may be called from any thread.
+Owns the socket map, the shed threshold, the programs with their counters, and the link. Interfaces
+and sockets are the caller's. Order of life: make it (compiles and loads), set the sockets, attach;
+then swap as often as needed; detach, clear the sockets, close. Any thread may call any method.
 """
 
 from __future__ import annotations
