@@ -111,6 +111,23 @@ def set_link(side, state: str) -> None:
     subprocess.run(words, check=True)
 
 
+def feed(engine, name: str, port, packets) -> None:
+    """send_all, never further ahead of the engine's port than its rings hold (2,048 packets).
+
+    A worker may lose its core on a busy host; what the rings overflow by then is not lost here.
+    """
+    attachment = engine._ports[name]
+
+    def received() -> int:
+        return sum(queue.statistics()["rx_frames"] for queue in attachment.queues)
+
+    before = received()
+    for at in range(0, len(packets), 1024):
+        part = packets[at : at + 1024]
+        assert send_all(port, part) == len(part)
+        assert wait_for(lambda at=at, part=part: received() - before == at + len(part), 10)
+
+
 class Traffic:
     """Numbered packets from a thread, until the context ends. `sent` is what left."""
 

@@ -11,6 +11,7 @@ from appliance.net import Lab
 from tests.engine.support import (
     consumed,
     consumer_table,
+    feed,
     open_sender,
     port_table,
     rule_table,
@@ -34,8 +35,8 @@ def test_forwarding_into_a_port_that_is_down_is_counted_and_starves_nobody(lab):
                 + consumer_table("seen", "count"))
         with started(text) as engine, open_sender(lab.a) as near:
             set_link(far.b, "down")
-            send_all(near, [udp(i, port=1) for i in range(6000)])
-            send_all(near, [udp(i, port=2) for i in range(3000)])
+            feed(engine, "in0", near, [udp(i, port=1) for i in range(6000)])
+            feed(engine, "in0", near, [udp(i, port=2) for i in range(3000)])
             assert wait_for(lambda: consumed(engine.statistics(), "seen")["frames"] == 3000)
             stats = engine.statistics()
             final = engine.stop()

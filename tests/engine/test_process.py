@@ -117,7 +117,7 @@ def test_stats_top_and_rules_speak_with_the_running_appliance(lab, tmp_path):
         refused = run("rules", "swap", str(new), *at)
         assert refused.returncode == 2 and "rule[0].match" in refused.stderr
         status, final, errors = made.end()
-        assert status == 0 and final["drops"] == {}, errors
+        assert status == 0 and set(final["drops"]) <= {"rx_dropped"}, errors
 
 
 @pytest.mark.parametrize("words", [("stats",), ("top", "--count", "1"), ("rules", "list")])
