@@ -21,7 +21,7 @@ import time
 from cython_ext.frames cimport Frames, pthread_mutex_lock, pthread_mutex_unlock
 from cython_ext.queue cimport (Queue, fill_up, now_ns, oc_burst, oc_queue, reap, rings_rx_burst,
                                rings_tx_burst)
-from cython_ext.rings cimport oc_desc, oc_ring
+from cython_ext.rings cimport oc_desc, oc_ring, ring_ready
 from cython_ext.atomics cimport load_acquire_u32
 
 cdef extern from "oc_xdp.h" nogil:
@@ -112,14 +112,18 @@ cdef int xsk_kick(oc_queue* q) noexcept nogil:
 
 
 cdef int xsk_nudge(oc_queue* q) noexcept nogil:
-    """Drives receiving where the kernel waits for us: busy polling, or FILL that it found empty."""
-    if q.drive or load_acquire_u32(q.fill.flags) & XDP_RING_NEED_WAKEUP:
+    """Drives receiving where the kernel waits for us: busy polling, or FILL that it found empty.
+
+    Packets that lie in the ring already are taken first: asking for more would be one system call
+    a burst, for packets that we then leave in the ring.
+    """
+    if (q.drive and ring_ready(&q.rx, 1) == 0) \
+            or load_acquire_u32(q.fill.flags) & XDP_RING_NEED_WAKEUP:
         q.wakeups += 1
         recvfrom(q.fd, NULL, 0, MSG_DONTWAIT, NULL, NULL)
     return 0
 
 
-@cython.no_gc_clear
 cdef class XskQueue(Queue):
     """`XskQueue(frames, ifindex, queue_id, rx_ring=2048, tx_ring=2048, fill_ring=4096,
     fill_target=..., mode="copy"|"zerocopy", multi_buffer=False, share=None, retry_s=2.0)`.
