@@ -20,9 +20,9 @@ from appliance.net.namespace import in_netns
 # the application polls; the timer is the safety net when it does not.
 POLL_DEFER_HARD_IRQS = 2
 # The kernel's own example is 200 us. Measured on veth (a ring of 256) with an AF_XDP sender: at
-# 200 us 11 % of 64-byte packets find the ring full, and one of 1,514 bytes costs the sender 3,100 ns
-# since its buffers come back cold; at 50 us none is lost and it is 1,520 ns; at 20 us the timer
-# itself costs 40 % more.
+# 200 us 11 % of 64-byte packets find the ring full, and one of 1,514 bytes costs the sender
+# 3,100 ns since its buffers come back cold; at 50 us none is lost and it is 1,520 ns; at 20 us the
+# timer itself costs 40 % more.
 POLL_FLUSH_TIMEOUT_NS = 50_000
 
 _DEVICE_KEYS = ("napi_defer_hard_irqs", "gro_flush_timeout")
