@@ -38,9 +38,9 @@ cdef extern from "oc_xdp.h":
 cdef enum:
     QUEUES_MAX = 128
     IDLE_US = 50                  # how long to nap on a port that has nothing to poll() on
-    # Under load, look again for this long before sleeping, as the worker does: a wake-up costs the
-    # sender's core several microseconds and us a place in the scheduler's queue. A port at rest
-    # does not spin: only one whose last batch was there without sleeping.
+    # Under load, look again for this long before sleeping, as the worker does (its SPIN_NS): a
+    # sleeper has to be woken by the sender's core and to wait for its turn. A port at rest does
+    # not spin: only one whose last batch was there without sleeping.
     SPIN_NS = 20000
 
 

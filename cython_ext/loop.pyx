@@ -98,7 +98,7 @@ cdef void kernel_receive(oc_queue* q, uint32_t packets) noexcept nogil:
     cdef uint32_t producer = q.rx.producer[0]
     cdef oc_desc* d
     cdef oc_meta* meta
-    for n in range(packets):
+    for _n in range(packets):
         if load_acquire_u64(&loop.written) - loop.read < 4:
             break
         wire_copy_out(loop, <uint8_t*>&length, 4)

@@ -7,8 +7,7 @@ queue had anything for a while it sleeps in poll(), unless the port polls busily
 of its UMEM; nobody else moves them while it runs. Starting, pinning and stopping the thread is the
 engine's; so is everything that a round does not need.
 """
-from libc.errno cimport EINTR, errno
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
@@ -16,9 +15,9 @@ import os
 
 import numpy as np
 
-from cython_ext.atomics cimport (count_u64, likely, load_acquire_u32, load_acquire_u64,
-                                 store_release_u32, store_release_u64, store_relaxed_u64, unlikely)
-from cython_ext.frames cimport Frames, frame_free, frames_free, oc_umem
+from cython_ext.atomics cimport (count_u64, likely, load_acquire_u32,
+                                 store_release_u32, store_release_u64, unlikely)
+from cython_ext.frames cimport frame_free, frames_free, oc_umem
 from cython_ext.bursts cimport reap
 from cython_ext.histogram cimport record_latency
 from cython_ext.queue cimport (BURST, FRAGS_MAX, Queue, burst_alloc, burst_dispose, now_ns,
