@@ -238,7 +238,7 @@ def test_as_many_rules_as_are_allowed_fit_one_program_and_the_last_one_works(ste
 def test_rules_that_do_not_fit_one_program_are_refused_before_llvm_broods_over_them(steer):
     large = " or ".join(f"ip[{i % 60 + 1}:2] = {i} and udp[{i % 30}] * 3 > len" for i in range(60))
     with pytest.raises(ConfigError, match="too large for one program"):
-        steer(*[Rule(f"({large}) and len != {i}", "drop") for i in range(25)])
+        steer(*[Rule(large, "drop")] * 25)
 
 
 def test_a_program_longer_than_a_jump_reaches_is_not_even_shown_to_the_kernel():
