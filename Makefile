@@ -35,11 +35,11 @@ debug:
 	@tools/setup
 	@tools/debug
 
-BENCH ?= loop rx tx forward latency python
+BENCH ?= all
 bench:
 	@tools/setup
 	@$(ninja) -C build/release --quiet
-	@for name in $(BENCH); do $(sudo) .venv/bin/openclaw bench $$name || exit; done
+	@$(sudo) .venv/bin/openclaw bench $(BENCH) --page BENCHMARKS.md $(ARGS)
 
 lint:
 	@tools/setup

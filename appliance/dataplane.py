@@ -5,7 +5,7 @@ Owns the list of what the rest may use, and which exceptions the compiled side r
 
 from __future__ import annotations
 
-from cython_ext import bpf, capture_file, lending, parser, pcap
+from cython_ext import bpf, capture_file, compare, gauge, lending, parser, pcap
 from cython_ext.endpoint import Endpoint
 from cython_ext.frames import Frames
 from cython_ext.lending import Batch, Frame
@@ -30,6 +30,8 @@ __all__ = [
     "bpf",
     "bucket_upper_ns",
     "capture_file",
+    "compare",
+    "gauge",
     "parser",
     "pcap",
 ]

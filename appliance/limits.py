@@ -36,6 +36,15 @@ MID_CAP_MIB_MAX = 1 << 20  # 1 TiB
 NUMA_NODES_MAX = 1024  # MAX_NUMNODES of Debian's kernels
 HOLD_MS_MAX = 3_600_000  # an hour: a longer hold is a leak
 
+# ------------------------------------------------------------------ engine
+# of cython_ext/worker.pxd: WORKER_QUEUES_MAX, CONSUMERS_MAX, ROUTE_CONSUMERS_MAX
+WORKER_QUEUES_MAX = 8  # queues that forwarding joins in one memory
+WORKER_CONSUMERS_MAX = 256  # a forward consumer counts for each queue that it sends on
+RULE_CONSUMERS_MAX = 8  # consumers of one rule
+CONTROL_CLIENTS_MAX = 64  # at once; one command line is one client
+CONTROL_MESSAGE_BYTES_MAX = 1 << 20  # 256 rules of usual length are 40 kB
+METRICS_CLIENTS_MAX = 8  # scrapes at once
+
 # ------------------------------------------------------------------ network
 MTU_MAX = 65_535  # the largest that veth takes
 LAB_QUEUES_MAX = 64

@@ -135,3 +135,14 @@ cdef class Frames:
                 frame_free(&self.um, i)
                 n += 1
         return n
+
+    def settle(self, queues):
+        """Once all queues over this memory are closed: the proof, then what the kernel had.
+
+        Returns the leaked frames of `audit`, taken with the queues' own tallies. Frames that are
+        leased stay with whoever holds them.
+        """
+        leaked = self.audit(sum(queue.filled for queue in queues),
+                            sum(queue.outstanding for queue in queues))
+        self.reclaim()
+        return leaked

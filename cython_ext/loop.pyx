@@ -13,6 +13,7 @@ from libc.string cimport memcpy, memset
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 
+from cython_ext.atomics cimport load_acquire_u64, store_release_u64
 from cython_ext.frames cimport Frames, oc_umem
 from cython_ext.queue cimport (OC_META_FRAGS, OC_META_MAGIC, OC_META_VERSION, Queue, fill_up,
                                now_ns, oc_burst, oc_meta, oc_queue, reap, rings_rx_burst,
@@ -45,14 +46,19 @@ cdef struct oc_loop:
     uint32_t indices[16]
 
 
-cdef void wire_copy_in(oc_loop* l, const uint8_t* data, uint32_t length) noexcept nogil:
-    cdef uint64_t at = l.written & (WIRE_BYTES - 1)
+cdef uint64_t wire_copy_in(oc_loop* l, uint64_t end, const uint8_t* data,
+                           uint32_t length) noexcept nogil:
+    """Puts bytes at `end` of the wire; returns the new end, which the caller publishes.
+
+    Only a whole packet is published: the other side may be a worker on another core.
+    """
+    cdef uint64_t at = end & (WIRE_BYTES - 1)
     cdef uint64_t first = WIRE_BYTES - at
     if first > length:
         first = length
     memcpy(l.wire + at, data, first)
     memcpy(l.wire, data + first, length - first)
-    l.written += length
+    return end + length
 
 
 cdef void wire_copy_out(oc_loop* l, uint8_t* data, uint32_t length) noexcept nogil:
@@ -93,7 +99,7 @@ cdef void kernel_receive(oc_queue* q, uint32_t packets) noexcept nogil:
     cdef oc_desc* d
     cdef oc_meta* meta
     for n in range(packets):
-        if l.written - l.read < 4:
+        if load_acquire_u64(&l.written) - l.read < 4:
             break
         wire_copy_out(l, <uint8_t*>&length, 4)
         frames = (length + room - 1) // room if length else 1
@@ -164,6 +170,7 @@ cdef int loop_kick(oc_queue* q) noexcept nogil:
     cdef oc_loop* to = <oc_loop*>l.peer.backend
     cdef uint32_t consumer = q.tx.consumer[0], end = q.tx.producer[0]
     cdef uint32_t last, i, length
+    cdef uint64_t written
     cdef oc_desc* d
     while consumer != end:
         last = consumer
@@ -185,12 +192,13 @@ cdef int loop_kick(oc_queue* q) noexcept nogil:
                 or q.completion.size - (q.completion.producer[0] - q.completion.consumer[0]) \
                 < last - consumer:
             break                 # the wire is full: the descriptors wait, as in the kernel
-        wire_copy_in(to, <uint8_t*>&length, 4)
+        written = wire_copy_in(to, to.written, <uint8_t*>&length, 4)
         for i in range(last - consumer):
             d = ring_desc(&q.tx, consumer + i)
-            wire_copy_in(to, q.um.base + d.addr, d.len)
+            written = wire_copy_in(to, written, q.um.base + d.addr, d.len)
             ring_addr(&q.completion, q.completion.producer[0])[0] = d.addr
             q.completion.producer[0] += 1
+        store_release_u64(&to.written, written)
         consumer = last
     q.tx.consumer[0] = consumer
     return 0
@@ -277,21 +285,23 @@ cdef class LoopQueue(Queue):
 
     def connect(self, LoopQueue peer not None):
         """What this queue sends arrives at `peer` (itself, at first)."""
-        self.peer = peer
+        self.peer = None if peer is self else peer  # a cycle would never be collected
         self.loop.peer = &peer.q
 
     def inject(self, data):
         """Puts one packet on the wire; False if the wire is full."""
         cdef Py_buffer view
         cdef uint32_t length
+        cdef uint64_t written
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
             if view.len > PACKET_MAX or WIRE_BYTES - (self.loop.written - self.loop.read) \
                     < <uint64_t>view.len + 4:
                 return False
             length = view.len
-            wire_copy_in(&self.loop, <uint8_t*>&length, 4)
-            wire_copy_in(&self.loop, <const uint8_t*>view.buf, length)
+            written = wire_copy_in(&self.loop, self.loop.written, <uint8_t*>&length, 4)
+            written = wire_copy_in(&self.loop, written, <const uint8_t*>view.buf, length)
+            store_release_u64(&self.loop.written, written)
         finally:
             PyBuffer_Release(&view)
         return True

@@ -11,7 +11,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from cython_ext.atomics cimport count_u64, likely, prefetch, unlikely
+from cython_ext.atomics cimport count_u64, likely, load_acquire_u32, prefetch, unlikely
 from cython_ext.frames cimport (FILL, GENERATION_MASK, LEASED, RX, TX, Frames, frame_free, frame_mark,
                                 frame_release_leased, oc_entry, oc_umem, word_generation, word_of,
                                 word_state)
@@ -409,6 +409,12 @@ cdef class Queue:
     def filled(self):
         """Frames in the kernel's hands for receiving."""
         return self.q.filled
+
+    @property
+    def waiting(self):
+        """Descriptors in the RX ring that nobody has taken yet."""
+        return (load_acquire_u32(self.q.rx.producer) - self.q.rx.mine) & 0xffffffff \
+            if not self.closed else 0
 
     def set_fill_target(self, uint32_t frames):
         """How many frames to keep posted; lowering it withholds FILL (back-pressure)."""

@@ -261,7 +261,7 @@ cdef class Worker:
     cdef pollfd[WORKER_QUEUES_MAX + 1] waits
     cdef uint32_t n_waits
     cdef int wake_fd
-    cdef list retired                     # addresses of route tables that were replaced
+    cdef list retired                     # (route table that was replaced, round of that moment)
 
     def __cinit__(self, list queues, list consumers):
         cdef Queue queue
@@ -337,9 +337,25 @@ cdef class Worker:
             table.slots[i].n = len(numbers)
             for k in range(len(numbers)):
                 table.slots[i].consumer[k] = numbers[k]
-        if self.w.lanes[lane].routes != NULL:
-            self.retired.append(<uintptr_t>self.w.lanes[lane].routes)
+        old = <uintptr_t>self.w.lanes[lane].routes
         store_release_u64(<uint64_t*>&self.w.lanes[lane].routes, <uint64_t>table)
+        self._prune()
+        if old:
+            self.retired.append((old, load_acquire_u32(&self.w.round)))
+
+    cdef _prune(self):
+        """Frees replaced tables that no round can be looking at: two have ended since.
+
+        The first may have begun before the new table could be seen; the second began after.
+        """
+        cdef uint32_t now = load_acquire_u32(&self.w.round)
+        kept = []
+        for address, then in self.retired:
+            if (now - <uint32_t>then) < <uint32_t>2:
+                kept.append((address, then))
+            else:
+                free(<void*><uintptr_t>address)
+        self.retired = kept
 
     def run(self, uint64_t limit=<uint64_t>-1, cpu=None):
         """Runs on the calling thread until stop(), or until `limit` packets were taken.
@@ -391,7 +407,7 @@ cdef class Worker:
             free(self.w.lanes[i].bytes)
             free(self.w.lanes[i].options)
             free(self.w.lanes[i].consumer)
-        for address in self.retired or ():
+        for address, _ in self.retired or ():
             free(<void*><uintptr_t>address)
         burst_dispose(&self.b)
         if self.wake_fd >= 0:
