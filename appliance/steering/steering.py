@@ -132,6 +132,8 @@ class Steering:
             before = self._alive()
             fresh = Loaded(ruleset.number(rules, before.rules), self._options, self._shared)
             try:
+                if publish is not None:
+                    publish([(rule.id, rule.rule) for rule in fresh.rules])
                 with self._lock:
                     self._alive()
                     if self._link is not None:

@@ -201,6 +201,25 @@ def test_a_swap_keeps_ids_and_counts_and_mixes_nothing(steer, monkeypatch):
     assert steered.counters()["seen"] == 5
 
 
+def test_the_new_ids_are_published_before_a_packet_can_meet_them(steer):
+    steered = steer(Rule("udp", "drop"))
+    old, told = steered.rules, []
+
+    def publish(fresh):
+        told.extend(fresh)
+        assert steered.rules == old and send(steered, UDP_FRAME) == XDP_DROP
+
+    steered.swap([Rule("udp", "pass")], publish)
+    assert told == steered.rules != old
+
+    def refuse(_fresh):
+        raise PortError("not now")
+
+    with pytest.raises(PortError, match="not now"):
+        steered.swap([Rule("tcp", "drop")], refuse)
+    assert steered.rules == told and send(steered, UDP_FRAME) == XDP_PASS
+
+
 def test_a_swap_that_fails_leaves_the_old_rules_running(steer):
     steered = steer(Rule("udp", "drop"))
     before = steered.rules
