@@ -67,7 +67,7 @@ struct oc_counters {
 	unsigned long long seen;
 	unsigned long long consumed;             /* handed to an AF_XDP socket */
 	unsigned long long passed;               /* left to the kernel, whatever the reason */
-	unsigned long long management;           /* of those: ARP, ND, DHCP, SSH that no rule names */
+	unsigned long long management;           /* of those: management that no rule names */
 	unsigned long long dropped[OC_DROP_MAX]; /* by reason */
 	unsigned long long rules[OC_RULES_MAX];  /* packets that the rule decided */
 	unsigned int scratch[16];                /* of the program at work; no counter */

@@ -1,4 +1,4 @@
-"""The program on interfaces: modes, links, foreign programs, live packets, nothing left."""
+"""The program on interfaces: modes, links, foreign programs, live packets, what remains."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from appliance.dataplane import bpf
 from appliance.errors import ConfigError, PortError
-from appliance.net import in_netns
+from appliance.net import in_netns, link_statistics
 from appliance.steering import Rule, Steering, attach_pass
 from tests.probes import bpf_objects_of_this_process
 from tests.steering.packets import TCP_FRAME, UDP_FRAME
@@ -93,6 +94,41 @@ def test_packets_are_steered_on_a_live_interface(lab, steer):
     in_netns(lab.b.netns, flood, TCP_FRAME)
     counted = settled(300)
     assert (counted["seen"], counted["dropped"], counted["passed"]) == (300, 200, 100)
+
+
+@pytest.mark.parametrize("mode", ["native", "generic"])
+def test_swaps_under_traffic_lose_no_packet_and_count_each_once(lab, steer, mode):
+    steered = steer(Rule("udp", "drop"), socket=False)
+    on_a(lab, lambda ifindex: steered.attach(ifindex, mode))
+    sent = threading.Event()
+    count = 20_000
+
+    def flood():
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as out:
+            out.bind((lab.b.interface, 0))
+            for _ in range(count):
+                out.send(UDP_FRAME)
+        sent.set()
+
+    sender = threading.Thread(target=in_netns, args=(lab.b.netns, flood))
+    sender.start()
+    swaps = 0
+    try:
+        while not sent.is_set() or swaps < 5:
+            # The second rule differs each time, so that each swap has a new id and a new program.
+            steered.swap([Rule("udp", "drop"), Rule("tcp", "drop", priority=swaps % 200)])
+            swaps += 1
+    finally:
+        sender.join()
+    lost = link_statistics(lab.b.interface, lab.b.netns)["tx_dropped"]
+    deadline = time.monotonic() + 5
+    while steered.counters()["seen"] < count - lost and time.monotonic() < deadline:
+        time.sleep(0.01)
+    counted = steered.counters()
+    assert (counted["seen"], counted["drops"]["rule"]) == (count - lost, count - lost)
+    assert counted["passed"] == counted["consumed"] == 0
+    assert lost < count / 10, "the sender overran the pair: nothing was shown"
+    assert counted["by_rule"][str(steered.rules[0][0])] == count - lost
 
 
 def test_nothing_is_left_after_many_lives(lab):
