@@ -39,7 +39,7 @@ BENCH ?= all
 bench:
 	@tools/setup
 	@$(ninja) -C build/release --quiet
-	@$(sudo) .venv/bin/openclaw bench $(BENCH) --page BENCHMARKS.md $(ARGS)
+	@$(sudo) .venv/bin/openclaw bench $(BENCH) --load afxdp --load kernel --page BENCHMARKS.md $(ARGS)
 
 lint:
 	@tools/setup

@@ -72,7 +72,7 @@ class Attachment:
 
     def _queue_numbers(self) -> list[int]:
         if self.facts is None:
-            return [0] if self.spec.queues == "all" else list(self.spec.queues)
+            return [0] if isinstance(self.spec.queues, str) else list(self.spec.queues)
         there = self.facts.queues.rx
         if isinstance(self.spec.queues, str):
             if self.spec.queues != "all":
@@ -266,7 +266,7 @@ class Attachment:
         drops = {name: kernel[name] for name in KERNEL_DROPS}
         for name in ("invalid_metadata", "too_many_fragments"):
             drops[name] = own[name]
-        steering = (
+        steering: dict[str, Any] = (
             self.steering.counters()
             if self.steering is not None
             else {"seen": 0, "consumed": 0, "passed": 0, "dropped": 0, "by_rule": {}, "drops": {}}

@@ -13,9 +13,9 @@ MATCH_LENGTH_MAX = 65_536  # characters of a filter expression; a list of 2,000 
 SAMPLE_MAX = 1 << 31  # one of N; the counter in the program is 32 bits wide
 PRIORITY_MAX = 255  # 0 is shed last
 RULE_ID_MAX = (1 << 30) - 1  # an offline verdict carries the id above two bits; ids are not reused
-FILTER_INSTRUCTIONS_MAX = 4_096  # of classic BPF; what the kernel takes as one filter (BPF_MAXINSNS)
+FILTER_INSTRUCTIONS_MAX = 4_096  # of classic BPF; the kernel's BPF_MAXINSNS
 # Of all rules of a port together. Each becomes 1.6 (sets of hosts) to 4 (loads) instructions of the
-# program, whose jumps reach 32,767; more than this never fits, and LLVM would take minutes to say so.
+# program, whose jumps reach 32,767; more than this never fits, and LLVM takes minutes to say so.
 RULE_SET_INSTRUCTIONS_MAX = 16_384
 
 # ------------------------------------------------------------------ configuration

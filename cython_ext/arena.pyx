@@ -8,7 +8,7 @@ nobody who is lent a descriptor can shrink it under us. It hands out no objects:
 """
 from libc.errno cimport errno, EINTR
 from libc.stdint cimport uint8_t, uint64_t, uintptr_t
-from libc.string cimport strerror, memset
+from libc.string cimport memset
 from posix.unistd cimport close, ftruncate
 
 import os

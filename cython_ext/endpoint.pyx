@@ -9,7 +9,7 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EINTR, errno
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 from posix.unistd cimport usleep
@@ -17,10 +17,11 @@ from posix.unistd cimport usleep
 import os
 import time
 
-from cython_ext.frames cimport (Frames, frame_free, frame_is, oc_umem, pthread_mutex_lock,
+from cython_ext.frames cimport (Frames, oc_umem, pthread_mutex_lock,
                                 pthread_mutex_unlock)
 from cython_ext.lending cimport Batch, Block, Frame, Lender, oc_piece
-from cython_ext.queue cimport FRAGS_MAX, Queue, now_ns, oc_burst, oc_queue, reap
+from cython_ext.bursts cimport reap
+from cython_ext.queue cimport FRAGS_MAX, Queue, now_ns, oc_burst, oc_queue
 
 cdef extern from "<poll.h>" nogil:
     struct pollfd:
@@ -37,9 +38,9 @@ cdef extern from "oc_xdp.h":
 cdef enum:
     QUEUES_MAX = 128
     IDLE_US = 50                  # how long to nap on a port that has nothing to poll() on
-    # Under load, look again for this long before sleeping, as the worker does: a wake-up costs the
-    # sender's core several microseconds and us a place in the scheduler's queue. A port at rest
-    # does not spin: only one whose last batch was there without sleeping.
+    # Under load, look again for this long before sleeping, as the worker does (its SPIN_NS): a
+    # sleeper has to be woken by the sender's core and to wait for its turn. A port at rest does
+    # not spin: only one whose last batch was there without sleeping.
     SPIN_NS = 20000
 
 
@@ -167,7 +168,8 @@ cdef class Endpoint(Lender):
 
     # -------------------------------------------------------------------------------- sending
 
-    cdef uint32_t _send_copy(self, oc_queue* q, const uint8_t* data, uint64_t length) noexcept nogil:
+    cdef uint32_t _send_copy(self, oc_queue* q, const uint8_t* data,
+                             uint64_t length) noexcept nogil:
         """Copies one packet into TX frames and queues it: 1 done, 0 no room now, 2 too long."""
         cdef oc_umem* um = q.um
         cdef uint32_t[FRAGS_MAX] frame

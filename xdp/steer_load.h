@@ -5,7 +5,8 @@
  * Owns the macros that appliance/steering/translate.py writes calls of; it knows no rule.
  *
  * Every macro uses, of the function that it stands in: ctx, data, data_end, count, len_here, word
- * (a u32 on the stack), and the registers A and X. `no` is the label for "this rule does not match".
+ * (a u32 on the stack), and the registers A and X. `no` is the label for
+ * "this rule does not match".
  */
 #ifndef OPENCLAW_STEER_LOAD_H
 #define OPENCLAW_STEER_LOAD_H

@@ -30,6 +30,7 @@ class Options:
     reps: int = 5
     seconds: float = 1.0
     sizes: Sequence[int] = (64, 1514)
+    loads: Sequence[str] = ("afxdp",)  # of rx and forward: load.LOADS
     progress: Callable[[str], None] = lambda text: None
     absent: dict[str, str] = field(default_factory=dict)  # peer -> how to get it; filled as we go
 

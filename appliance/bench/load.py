@@ -1,10 +1,12 @@
 """The load: packets without pause into one end of a veth pair, from one core.
 
-Two kinds. `Blast` is the kernel's generator with live frames: no skb, no system call per packet,
-about three times what a sending AF_XDP socket reaches on veth, so the receiver is what is measured.
-`Trickle` sends single UDP datagrams at a steady rate, for latency. On veth the receiving side's
-kernel work (XDP program, copy into the UMEM) runs on the core that sends, unless the receiver polls
-busily: what these cores spend is part of every figure of CPU per packet.
+    Pump     our own AF_XDP sender, as any program would send: an skb per packet (`--load afxdp`)
+    Blast    the kernel's generator with live frames: no skb, no system call per packet, four times
+             as fast (`--load kernel`, Linux 5.18 or later)
+    Trickle  single UDP datagrams at a steady rate, for latency
+
+On veth the receiving side's kernel work (XDP program, copy into the UMEM) runs on the core that
+sends: what it spends there is part of every figure of CPU per packet, and bounds every rate.
 """
 
 from __future__ import annotations
@@ -15,16 +17,22 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
+from typing import Self
+
+import numpy as np
 
 from appliance.bench import host
 from appliance.dataplane import bpf, gauge
 from appliance.errors import HostError
 from appliance.net import in_netns, interface
 from appliance.net.lab import Side
+from appliance.port import open_port
 
 SETTLE_S = 0.25  # from the first packet to the first reading: page pools and caches are filled
 UDP_PORT = 4789
+ROUND = 256  # packets that Pump queues with one call: eight of the kernel's own rounds of 32
 HEADERS = 42  # Ethernet, IPv4, UDP
 
 
@@ -55,10 +63,11 @@ def redirect_program(ifindex: int) -> bpf.Program:
 
 
 class _Thread:
-    """A thread pinned to the load's core, inside the namespace of one side. A context."""
+    """A thread pinned to a core (the load's), inside the namespace of one side. A context."""
 
-    def __init__(self, side: Side) -> None:
+    def __init__(self, side: Side, core: int | None = None) -> None:
         self.side = side
+        self.core = host.cores()[0] if core is None else core
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="bench load", daemon=True)
 
@@ -69,7 +78,7 @@ class _Thread:
             self.error = error
 
     def _pinned(self) -> None:
-        os.sched_setaffinity(0, {host.cores()[0]})
+        os.sched_setaffinity(0, {self.core})
         self.send()
 
     def send(self) -> None:
@@ -78,7 +87,7 @@ class _Thread:
     def stop(self) -> None:
         raise NotImplementedError
 
-    def __enter__(self) -> _Thread:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -117,6 +126,51 @@ class Blast(_Thread):
             super().__exit__(*what)  # type: ignore[arg-type]
         finally:
             self.program.close()
+
+
+class Pump(_Thread):
+    """Our AF_XDP sender, without pause until the end of the context: one buffer, again and again.
+
+    Back-pressure comes from the socket: a packet is queued when a frame has completed.
+    """
+
+    def __init__(
+        self, side: Side, size: int, *, core: int | None = None, poll: str = "irq"
+    ) -> None:
+        super().__init__(side, core)
+        self.port = open_port(side.interface, netns=side.netns, queues=[0], poll=poll,
+                              transmit_only=True)
+        self._data = packet(size) * ROUND
+        self._offsets = np.arange(ROUND, dtype=np.uint64) * np.uint64(size)
+        self._lengths = np.full(ROUND, size, np.uint32)
+        self._stopped = False
+        self.sent = 0
+
+    def send(self) -> None:
+        send, data, offsets, lengths = (
+            self.port.send_packed, self._data, self._offsets, self._lengths
+        )
+        while not self._stopped:
+            done = 0
+            while done < ROUND and not self._stopped:
+                done += send(data, offsets, lengths, done, ROUND)
+            self.sent += done
+
+    def calls(self) -> int:
+        """System calls that made the kernel send."""
+        return int(self.port.stats()["wakeups"])
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def __exit__(self, *what: object) -> None:
+        try:
+            super().__exit__(*what)  # type: ignore[arg-type]
+        finally:
+            self.port.close()
+
+
+LOADS: dict[str, Callable[[Side, int], Pump | Blast]] = {"afxdp": Pump, "kernel": Blast}
 
 
 class Trickle(_Thread):

@@ -11,19 +11,20 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from appliance.attachment import Attachment, PortSpec
+from appliance.attachment import Attachment
 from appliance.bench import host
 from appliance.bench.figures import Sample
 from appliance.dataplane import Worker
 from appliance.net import in_netns, interface
 from appliance.net.lab import Side
 from appliance.port import Port, open_port
+from appliance.spec import PortSpec, Umem
 from appliance.steering import Rule, Steering
 
 
-def hugepages() -> host.Hugepages:
-    """What a port of the default size takes (32 MiB), as the peers' memory is got ready as well."""
-    return host.Hugepages(16)
+def hugepages(ports: int = 1) -> host.Hugepages:
+    """What ports of the default size take (32 MiB each); the peers' memory is got ready as well."""
+    return host.Hugepages(16 * ports)
 
 
 EVERYTHING = Rule(match="", action="consume")
@@ -59,15 +60,14 @@ class Working:
     def __init__(self, sides: Sequence[Side], consumer: str, poll: str,
                  rule: Rule = EVERYTHING) -> None:
         self.ports: list[Attachment] = []
-        self._pages = hugepages()
+        self._pages = hugepages(len(sides))
+        # One memory for all ports, as large as they would have had alone: what `run` gives them.
+        umem = Umem(8192 * len(sides), 2048 * len(sides))
         try:
             for number, side in enumerate(sides):
                 spec = PortSpec(side.interface, netns=side.netns, queues=[0], poll=poll)
                 first = number == 0
-                self.ports.append(
-                    Attachment(spec, [rule] if first else None,
-                               share=None if first else self.ports[0].queues)
-                )
+                self.ports.append(Attachment(spec, [rule] if first else None, umems=[umem]))
             target = len(sides) - 1 if consumer == "forward" else -1
             self.worker = Worker([port.queues[0] for port in self.ports], [(consumer, target)])
             steering = self.ports[0].steering

@@ -8,57 +8,18 @@ mode over two af_xdp devices. The far end is the same for all: an XDP program th
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from appliance.bench import host, ours, testpmd
 from appliance.bench.contest import Options, compete
 from appliance.bench.figures import OURS, Case, Sample
-from appliance.bench.load import SETTLE_S, Blast, packet
+from appliance.bench.load import LOADS, SETTLE_S, Pump
 from appliance.errors import HostError
 from appliance.net import Lab
 from appliance.net.lab import Side
-from appliance.port import open_port
-
-ROUND = 256  # packets that one call queues: eight of the kernel's own rounds of 32
-
-
-class _Sending:
-    """Our sender on the contestant's core: one buffer of packets, queued again and again."""
-
-    def __init__(self, side: Side, size: int, poll: str) -> None:
-        self.port = open_port(side.interface, netns=side.netns, queues=[0], poll=poll,
-                              transmit_only=True)
-        self._data = packet(size) * ROUND
-        self._offsets = np.arange(ROUND, dtype=np.uint64) * np.uint64(size)
-        self._lengths = np.full(ROUND, size, np.uint32)
-        self._stopped = False
-        self._thread = threading.Thread(target=self._run, name="bench sender", daemon=True)
-
-    def _run(self) -> None:
-        os.sched_setaffinity(0, {host.cores()[1]})
-        while not self._stopped:
-            done = 0
-            while done < ROUND and not self._stopped:
-                done += self.port.send_packed(self._data, self._offsets, self._lengths, done, ROUND)
-
-    def calls(self) -> int:
-        return int(self.port.stats()["wakeups"])
-
-    def __enter__(self) -> _Sending:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped = True
-        self._thread.join()
-        self.port.close()
 
 
 def far_window(sink: ours.Sink, seconds: float, case: str) -> Sample:
@@ -85,7 +46,7 @@ class _OursTx:
         with (
             ours.hugepages(),
             ours.Sink(self.lab.b) as sink,
-            _Sending(self.lab.a, self.size, self.poll) as sending,
+            Pump(self.lab.a, self.size, core=host.cores()[1], poll=self.poll) as sending,
         ):
             time.sleep(SETTLE_S)
             calls = sending.calls()
@@ -122,7 +83,9 @@ def run_tx(options: Options, poll: str) -> list[dict[str, Any]]:
             contestants: list[Any] = [_OursTx(lab, size, poll, case.name)]
             if options.wants(testpmd.NAME, testpmd.missing()):
                 contestants.append(_PmdTx(lab, size, case.name))
-            results += compete([case], contestants, options)
+            results += compete([case], contestants, options, [
+                "tx: ours copies every packet whole into its frame, testpmd writes its headers only"
+            ])
     return results
 
 
@@ -154,16 +117,16 @@ def chain() -> Iterator[Chain]:
 class _OursForward:
     name = OURS
 
-    def __init__(self, path: Chain, size: int, poll: str, case: str) -> None:
-        self.path, self.size, self.poll, self.case = path, size, poll, case
-        self.command = f"openclaw bench forward --size {size} --poll {poll}"
+    def __init__(self, path: Chain, size: int, load: str, poll: str, case: str) -> None:
+        self.path, self.size, self.load, self.poll, self.case = path, size, load, poll, case
+        self.command = f"openclaw bench forward --size {size} --poll {poll} --load {load}"
 
     def measure(self, seconds: float) -> Sample:
         path = self.path
         with (
             ours.Sink(path.far) as sink,
             ours.Working([path.entry, path.leave], "forward", self.poll) as working,
-            Blast(path.near, self.size),
+            LOADS[self.load](path.near, self.size),
         ):
             time.sleep(SETTLE_S)
             before, lost = working.figures(), working.forward_drops()
@@ -182,8 +145,8 @@ class _PmdForward:
     name = testpmd.NAME
     command = ""
 
-    def __init__(self, path: Chain, size: int, case: str) -> None:
-        self.path, self.size, self.case = path, size, case
+    def __init__(self, path: Chain, size: int, load: str, case: str) -> None:
+        self.path, self.size, self.load, self.case = path, size, load, case
 
     def measure(self, seconds: float) -> Sample:
         path = self.path
@@ -192,7 +155,7 @@ class _PmdForward:
         with (
             ours.Sink(path.far) as sink,
             testpmd.Testpmd(devices, "io", path.entry.netns) as peer,
-            Blast(path.near, self.size),
+            LOADS[self.load](path.near, self.size),
         ):
             self.command = peer.command
             time.sleep(SETTLE_S)
@@ -207,10 +170,11 @@ class _PmdForward:
 def run_forward(options: Options, poll: str) -> list[dict[str, Any]]:
     results = []
     with chain() as path:
-        for size in options.sizes:
-            case = Case(f"forward {size} bytes, {poll}", "packets/s", True)
-            contestants: list[Any] = [_OursForward(path, size, poll, case.name)]
-            if options.wants(testpmd.NAME, testpmd.missing()):
-                contestants.append(_PmdForward(path, size, case.name))
-            results += compete([case], contestants, options)
+        for load in options.loads:
+            for size in options.sizes:
+                case = Case(f"forward {size} bytes, {poll}, {load} load", "packets/s", True)
+                contestants: list[Any] = [_OursForward(path, size, load, poll, case.name)]
+                if options.wants(testpmd.NAME, testpmd.missing()):
+                    contestants.append(_PmdForward(path, size, load, case.name))
+                results += compete([case], contestants, options)
     return results

@@ -26,12 +26,16 @@ ALL = "all"
 @click.option("--size", "sizes", multiple=True, type=click.IntRange(60, 1514),
               help="Packet size in bytes; may be repeated (default: 64 and 1514).")
 @click.option("--poll", type=click.Choice(["irq", "defer", "busy"]),
-              help="Our polling profile (default: irq; latency: all three).")
+              help="Our polling profile (default: irq; rx and forward: busy; latency: all).")
+@click.option("--load", "loads", multiple=True, type=click.Choice(bench.LOADS),
+              help="Who sends, for rx and forward: our AF_XDP sender (default), or the kernel's "
+                   "generator; may be repeated.")
 @click.option("--page", type=click.Path(dir_okay=False, path_type=Path),
               help="Also write a Markdown page to this file.")
 @output.json_option
 def command(out: output.Output, name: str, against: str | None, reps: int, seconds: float,
-            sizes: tuple[int, ...], poll: str | None, page: Path | None) -> None:
+            sizes: tuple[int, ...], poll: str | None, loads: tuple[str, ...],
+            page: Path | None) -> None:
     """Measure NAME, or all, alternating with peers in one run.
 
     A ratio above 1 always means that ours is better.
@@ -41,7 +45,7 @@ def command(out: output.Output, name: str, against: str | None, reps: int, secon
     reports = []
     with out.progress(f"bench {name}", None):
         for one in names:
-            options = bench.Options(peers, reps, seconds, sizes or (64, 1514),
+            options = bench.Options(peers, reps, seconds, sizes or (64, 1514), loads or ("afxdp",),
                                     progress=out.note if not out.errors.is_terminal else _quiet)
             reports.append(bench.run(one, options, poll))
     if page is not None:

@@ -23,8 +23,23 @@ def configuration(config: Config) -> None:
     """What this build cannot do, and filters that are none: ConfigError with the place."""
     refuse_unbuilt(config, backends=BACKENDS, kinds=KINDS)
     check_routes(config)
+    _one_port_each(config)
     for index, rule in enumerate(config.rules):
         rules.compile_match(rule.match, f"rule[{index}].match")
+
+
+def _one_port_each(config: Config) -> None:
+    """An interface runs one program, so it belongs to one port, with any number of queues."""
+    owner: dict[tuple[str, str], str] = {}
+    for index, port in enumerate(config.ports):
+        if port.interface is None:
+            continue
+        other = owner.setdefault((port.netns, port.interface), port.name)
+        if other != port.name:
+            raise ConfigError(
+                f'port[{index}].interface: "{port.interface}": '
+                f'one that port "{other}" does not have'
+            )
 
 
 def programs(config: Config) -> None:

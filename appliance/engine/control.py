@@ -117,6 +117,7 @@ class Control:
             found = os.lstat(self.path)
             if (found.st_dev, found.st_ino) == self._inode:
                 os.unlink(self.path)
+        self._inode = (0, 0)  # the number may be another's from now on
 
     async def _main(self, verbs: Mapping[str, Verb], ready: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()

@@ -6,78 +6,71 @@ gives rates since its start.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+Entries = Sequence[Mapping[str, Any]]
+PerSecond = Callable[[float, float], float]
 
 
 def rates(
     before: Mapping[str, Any] | None, now: Mapping[str, Any], rules: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Packets (and bits) a second by port, rule, consumer and drop reason, with the totals."""
-    if before is not None and before["pid"] != now["pid"]:
-        before = None
-    elapsed = now["uptime_s"] - (before["uptime_s"] if before else 0.0)
+    if before is None or before["pid"] != now["pid"]:
+        before = {"uptime_s": 0.0, "ports": [], "consumers": [], "drops": {},
+                  "steering": {"by_rule": {}}}
+    elapsed = now["uptime_s"] - before["uptime_s"]
 
     def per_second(new: float, old: float) -> float:
         return (new - old) / elapsed if elapsed > 0 else 0.0
 
-    old_ports = {port["name"]: port for port in before["ports"]} if before else {}
-    old_consumers = {entry["name"]: entry for entry in before["consumers"]} if before else {}
-    old_rules = before["steering"]["by_rule"] if before else {}
-    old_drops = before["drops"] if before else {}
-    by_rule = now["steering"]["by_rule"]
-    ports = []
-    for port in now["ports"]:
-        old = old_ports.get(port["name"], {})
-        ports.append(
-            {
-                "name": port["name"],
-                "link": port["link"],
-                "rx_pps": per_second(port["rx_frames"], old.get("rx_frames", 0)),
-                "rx_bps": 8 * per_second(port["rx_bytes"], old.get("rx_bytes", 0)),
-                "tx_pps": per_second(port["tx_frames"], old.get("tx_frames", 0)),
-                "rx_frames": port["rx_frames"],
-                "tx_frames": port["tx_frames"],
-            }
-        )
+    old_rules, by_rule = before["steering"]["by_rule"], now["steering"]["by_rule"]
+    listed = []
+    for rule in rules:
+        number = str(rule["id"])
+        packets = by_rule.get(number, 0)
+        entry = {key: rule[key] for key in ("id", "port", "action", "match")}
+        pps = per_second(packets, old_rules.get(number, 0))
+        listed.append({**entry, "pps": pps, "packets": packets})
     return {
-        "uptime_s": now["uptime_s"],
-        "state": now["state"],
-        "reasons": now["reasons"],
-        "frames": now["frames"],
-        "latency_ns": now["latency_ns"],
-        "ports": ports,
-        "rules": [
-            {
-                "id": rule["id"],
-                "port": rule["port"],
-                "action": rule["action"],
-                "match": rule["match"],
-                "pps": per_second(
-                    by_rule.get(str(rule["id"]), 0), old_rules.get(str(rule["id"]), 0)
-                ),
-                "packets": by_rule.get(str(rule["id"]), 0),
-            }
-            for rule in rules
-        ],
-        "consumers": [
-            {
-                "name": entry["name"],
-                "kind": entry["kind"],
-                "pps": per_second(
-                    entry["frames"], old_consumers.get(entry["name"], {}).get("frames", 0)
-                ),
-                "frames": entry["frames"],
-                "dropped": entry["dropped"],
-            }
-            for entry in now["consumers"]
-        ],
+        **{key: now[key] for key in ("uptime_s", "state", "reasons", "frames", "latency_ns")},
+        "ports": _ports(before["ports"], now["ports"], per_second),
+        "rules": listed,
+        "consumers": _consumers(before["consumers"], now["consumers"], per_second),
         "drops": [
             {
                 "reason": reason,
-                "pps": per_second(count, old_drops.get(reason, 0)),
+                "pps": per_second(count, before["drops"].get(reason, 0)),
                 "packets": count,
             }
             for reason, count in now["drops"].items()
         ],
     }
+
+
+def _ports(before: Entries, now: Entries, per_second: PerSecond) -> list[dict[str, Any]]:
+    former = {port["name"]: port for port in before}
+    found = []
+    for port in now:
+        old = former.get(port["name"], {})
+        found.append(
+            {
+                **{key: port[key] for key in ("name", "link", "rx_frames", "tx_frames")},
+                "rx_pps": per_second(port["rx_frames"], old.get("rx_frames", 0)),
+                "rx_bps": 8 * per_second(port["rx_bytes"], old.get("rx_bytes", 0)),
+                "tx_pps": per_second(port["tx_frames"], old.get("tx_frames", 0)),
+            }
+        )
+    return found
+
+
+def _consumers(before: Entries, now: Entries, per_second: PerSecond) -> list[dict[str, Any]]:
+    former = {entry["name"]: entry["frames"] for entry in before}
+    return [
+        {
+            **{key: entry[key] for key in ("name", "kind", "frames", "dropped")},
+            "pps": per_second(entry["frames"], former.get(entry["name"], 0)),
+        }
+        for entry in now
+    ]

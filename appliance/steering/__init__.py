@@ -2,7 +2,7 @@
 
 The public names of the package. Expressions: filters.py, filter_child.py; rules: rules.py; their C:
 translate.py, program.py; bytecode: headers.py, compiler.py, compile_child.py; in the kernel:
-loader.py, attach.py, steering.py; verdicts without an interface: offline.py; the veth peer: peer.py.
+loader.py, attach.py, steering.py; verdicts without an interface: offline.py; veth peer: peer.py.
 """
 
 from appliance.steering.offline import Verdicts, decide, matches, verdicts

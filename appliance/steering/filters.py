@@ -1,8 +1,8 @@
 """Filter expressions to classic BPF, within a time limit.
 
 Owns the check of the text and the choice where libpcap works. Its optimizer's time grows with the
-third power of the alternatives, and it cannot be interrupted: 100 hosts 0.07 s, 400 hosts 4 s, 2,000
-hosts many minutes (measured, libpcap 1.10.3). So a long expression is compiled in a child that
+third power of the alternatives, and it cannot be interrupted: 100 hosts 0.07 s, 400 hosts 4 s,
+2,000 hosts many minutes (measured, libpcap 1.10.3). So a long expression is compiled in a child that
 is ended when it takes too long, and a short one, for which it cannot, here.
 """
 

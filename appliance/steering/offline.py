@@ -5,7 +5,8 @@ the wire length from the capture, so that `len` means in a truncated capture wha
 
 What the kernel cannot run is decided by libpcap's interpreter, with the same rules in the same
 order: packets under 14 bytes (no Ethernet header; no wire carries them) and those over 65,535.
-There no management guard applies, and a rule with action sample passes them. Sampling counts on one CPU.
+There no management guard applies, and a rule with action sample passes them. Sampling counts on
+one CPU.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class PortModel(RuleBasedStateMachine):
     def receive(self, most):
         self.forget_batch()
         self.batch = next(self.port.recv(max_frames=most, timeout_ms=0))
-        # The wire may be longer than frames are free: those taken are the first, whole and in order.
+        # The wire may be longer than frames are free: those taken are the first ones.
         self.contents = [self.wire.popleft() for _ in range(len(self.batch))]
         assert [bytes(frame) for frame in self.batch] == self.contents
         assert self.batch.lengths.tolist() == [len(content) for content in self.contents]

@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 
 import appliance
+from appliance.config import parse
+from appliance.engine.engine import Engine
 
 COMMAND = Path(sys.executable).parent / "openclaw"
 FULL = os.environ.get("OPENCLAW_FULL") == "1"
@@ -83,6 +85,47 @@ def send_all(port, packets, queue: int = 0, burst: int = 128, pause_s: float = 0
         time.sleep(pause_s)
     assert port.flush(2000)
     return at
+
+
+def consumed(stats, name):
+    return next(entry for entry in stats["consumers"] if entry["name"] == name)
+
+
+def started(text: str) -> Engine:
+    return Engine(parse(text))
+
+
+def receive(port, wanted: int, seconds: float = 10.0) -> list[bytes]:
+    """Up to `wanted` packets of a port, as bytes, in the order of arrival."""
+    got: list[bytes] = []
+    until = time.monotonic() + seconds
+    for batch in port.recv(timeout_ms=50):
+        got += [bytes(frame) for frame in batch]
+        if len(got) >= wanted or time.monotonic() > until:
+            return got
+    return got
+
+
+def set_link(side, state: str) -> None:
+    words = ["ip", "-n", side.netns, "link", "set", side.interface, state]
+    subprocess.run(words, check=True)
+
+
+def feed(engine, name: str, port, packets) -> None:
+    """send_all, never further ahead of the engine's port than its rings hold (2,048 packets).
+
+    A worker may lose its core on a busy host; what the rings overflow by then is not lost here.
+    """
+    attachment = engine._ports[name]
+
+    def received() -> int:
+        return sum(queue.statistics()["rx_frames"] for queue in attachment.queues)
+
+    before = received()
+    for at in range(0, len(packets), 1024):
+        part = packets[at : at + 1024]
+        assert send_all(port, part) == len(part)
+        assert wait_for(lambda at=at, part=part: received() - before == at + len(part), 10)
 
 
 class Traffic:

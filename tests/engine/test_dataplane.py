@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -10,41 +11,25 @@ import appliance
 from appliance.config import parse
 from appliance.engine import accounts
 from appliance.engine.engine import Engine
-from appliance.net import Lab
+from appliance.net import Lab, in_netns
 from tests.engine.support import (
     SOURCE,
     TARGET,
     Traffic,
+    consumed,
     consumer_table,
     number_of,
     open_sender,
     port_table,
+    receive,
     rule_table,
     send_all,
+    started,
     udp,
     wait_for,
 )
 
 pytestmark = pytest.mark.usefixtures("needs_xdp_socket", "needs_namespaces")
-
-
-def consumed(stats, name):
-    return next(entry for entry in stats["consumers"] if entry["name"] == name)
-
-
-def started(text: str) -> Engine:
-    return Engine(parse(text))
-
-
-def receive(port, wanted: int, seconds: float = 10.0) -> list[bytes]:
-    """Up to `wanted` packets of a port, as bytes, in the order of arrival."""
-    got: list[bytes] = []
-    until = time.monotonic() + seconds
-    for batch in port.recv(timeout_ms=50):
-        got += [bytes(frame) for frame in batch]
-        if len(got) >= wanted or time.monotonic() > until:
-            return got
-    return got
 
 
 def test_a_counting_consumer_sees_every_packet_and_byte_of_both_queues(lab):
@@ -61,6 +46,45 @@ def test_a_counting_consumer_sees_every_packet_and_byte_of_both_queues(lab):
     assert final["steering"]["by_rule"][next(iter(final["steering"]["by_rule"]))] == 4000
     assert final["frames"]["leaked"] == 0
     assert accounts.problems(final) == []
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"poll": "busy"}, {"poll": "defer"}, {"attach": "generic"}, {"jumbo": True}, {"queues": [1]}],
+    ids=str,
+)
+def test_every_way_to_open_a_port_counts_exactly_and_restores_the_device(lab, more):
+    text = (port_table("in0", lab.b, **more) + rule_table("in0", "udp", consumers=["c"])
+            + consumer_table("c", "count"))
+    before = in_netns(lab.b.netns, device_settings, lab.b.interface)
+    with started(text) as engine:
+        with open_sender(lab.a) as sender:
+            send_all(sender, [udp(i, 20 + i % 1400) for i in range(1000)], queue=1)
+        assert wait_for(lambda: consumed(engine.statistics(), "c")["frames"] == 1000)
+        port = engine.statistics()["ports"][0]
+        if "poll" in more:
+            assert in_netns(lab.b.netns, device_settings, lab.b.interface) != before
+        final = engine.stop()
+    assert port["attach_mode"] == more.get("attach", "native")
+    assert accounts.problems(final) == []
+    assert in_netns(lab.b.netns, device_settings, lab.b.interface) == before
+
+
+def device_settings(interface: str) -> list[str]:
+    folder = Path("/sys/class/net") / interface
+    return [(folder / name).read_text() for name in ("napi_defer_hard_irqs", "gro_flush_timeout")]
+
+
+def test_a_backing_that_is_worse_than_asked_for_is_a_state_with_a_reason(lab):
+    text = (port_table("in0", lab.b) + rule_table("in0", "udp", consumers=["c"])
+            + consumer_table("c", "count"))
+    with started(text) as engine:
+        memory = engine.statistics()["memory"]
+        assert (memory["backing"] == "2M") == (memory["state"] == "ok") == (not memory["reasons"])
+        assert memory["backing"] == "2M" or "hugepages" in memory["reasons"][0]
+    with started(text + '[memory]\nhugepages = "off"\n') as engine:
+        memory = engine.statistics()["memory"]
+        assert (memory["backing"], memory["state"], memory["reasons"]) == ("4k", "ok", [])
 
 
 def test_a_dropping_consumer_counts_each_packet_under_one_reason(lab):
@@ -137,170 +161,6 @@ def test_queues_of_unequal_ports_forward_to_the_one_queue_that_there_is(lab):
             assert engine.statistics()["memory"]["fast"]["umems"] == 1
             final = engine.stop()
     assert sorted(map(number_of, got)) == list(range(1000))
-    assert accounts.problems(final) == []
-
-
-def test_forwarding_into_a_port_that_is_down_is_counted_and_starves_nobody(lab):
-    with Lab.temporary(queues=1) as far:
-        text = (port_table("in0", lab.b) + port_table("out0", far.b)
-                + rule_table("in0", "udp port 1", consumers=["over"])
-                + rule_table("in0", "udp", consumers=["seen"])
-                + rule_table("out0", "udp", consumers=["seen"])
-                + consumer_table("over", "forward", to="out0")
-                + consumer_table("seen", "count"))
-        with started(text) as engine, open_sender(lab.a) as near:
-            set_link(far.b, "down")
-            send_all(near, [udp(i, port=1) for i in range(6000)])
-            send_all(near, [udp(i, port=2) for i in range(3000)])
-            assert wait_for(lambda: consumed(engine.statistics(), "seen")["frames"] == 3000)
-            stats = engine.statistics()
-            final = engine.stop()
-    assert stats["state"] == "degraded"
-    assert any("out0" in reason and "down" in reason for reason in stats["reasons"])
-    assert consumed(final, "over")["frames"] == 6000
-    assert final["drops"]["forward_ring_full"] == consumed(final, "over")["dropped"]
-    assert 0 < final["drops"]["forward_ring_full"] <= 6000
-    assert accounts.problems(final) == []
-
-
-def test_swapping_rules_under_traffic_loses_no_packet_and_keeps_their_order(lab):
-    rules = {name: {"port": "in0", "match": "udp", "action": "consume", "consumers": [name, "back"]}
-             for name in ("one", "two")}
-    text = (port_table("in0", lab.b) + rule_table("in0", "udp", consumers=["one", "back"])
-            + consumer_table("back", "reflect") + consumer_table("one", "count")
-            + consumer_table("two", "count"))
-    got: list[bytes] = []
-    with (started(text) as engine,
-          appliance.open_port(lab.a.interface, match="udp", netns=lab.a.netns) as peer):
-        sent = 0
-        until = time.monotonic() + 3.0
-        receiver = peer.recv(timeout_ms=0)
-        swapper = Swapper(engine, [[rules["two"]], [rules["one"]]])
-        with swapper:
-            while time.monotonic() < until:
-                sent += peer.send([udp(sent + i) for i in range(16)])
-                got += [bytes(frame) for frame in next(receiver)]
-                time.sleep(0.001)
-        swaps = swapper.done
-        while len(got) < sent and (more := receive(peer, sent - len(got), 2.0)):
-            got += more
-        final = engine.stop()
-    assert swaps >= 4
-    assert [number_of(packet) for packet in got] == list(range(sent))
-    counts = [consumed(final, name)["frames"] for name in ("one", "two")]
-    assert min(counts) > 0
-    assert sum(counts) == sent == consumed(final, "back")["frames"]
-    assert final["drops"] == {}
-    assert accounts.problems(final) == []
-
-
-def test_swapping_between_consume_and_pass_accounts_for_every_packet_sent(lab):
-    table = {"port": "in0", "match": "udp"}
-    consume = [{**table, "action": "consume", "consumers": ["c"]}]
-    text = (port_table("in0", lab.b) + rule_table("in0", "udp", consumers=["c"])
-            + consumer_table("c", "count"))
-    with started(text) as engine:
-        with Traffic(lab.a) as traffic, Swapper(engine, [[{**table, "action": "pass"}], consume]):
-            time.sleep(2.5)
-        assert wait_for(lambda: engine.statistics()["steering"]["seen"] >= traffic.sent)
-        final = engine.stop()
-    assert final["steering"]["seen"] == traffic.sent
-    assert min(final["steering"]["consumed"], final["steering"]["passed"]) > 0
-    assert final["steering"]["consumed"] + final["steering"]["passed"] == traffic.sent
-    assert consumed(final, "c")["frames"] == final["steering"]["consumed"]
-    assert accounts.problems(final) == []
-
-
-class Swapper:
-    """Swaps through the given rule sets from a thread, again and again, inside the context."""
-
-    def __init__(self, engine, rule_sets) -> None:
-        import threading
-
-        self.done = 0
-        self._engine, self._sets = engine, rule_sets
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            self._engine.swap(self._sets[self.done % len(self._sets)])
-            self.done += 1
-            self._stop.wait(0.1)
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._stop.set()
-        self._thread.join()
-
-
-def test_a_swap_that_fails_leaves_the_old_rules_in_force_on_every_port(lab):
-    text = (port_table("in0", lab.b) + rule_table("in0", "udp", consumers=["c"])
-            + consumer_table("c", "count"))
-    good = {"port": "in0", "match": "udp", "action": "consume", "consumers": ["c"]}
-    with started(text) as engine:
-        before = [(rule["id"], rule["match"]) for rule in engine.rules()]
-        for bad, words in (
-            ([{**good, "match": "udp and and"}], "rule[0].match"),
-            ([{**good, "consumers": ["nobody"]}], "nobody"),
-            ([{**good, "port": "in9"}], "in9"),
-            ([], "in0"),
-            ([{**good, "action": "eat"}], "action"),
-            ("udp", "rule"),
-            ([good] * 300, "rule"),
-        ):
-            with pytest.raises(appliance.ConfigError, match=words.replace("[", r"\[")):
-                engine.swap(bad)
-            assert [(rule["id"], rule["match"]) for rule in engine.rules()] == before
-        with open_sender(lab.a) as sender:
-            send_all(sender, [udp(i) for i in range(100)])
-        assert wait_for(lambda: consumed(engine.statistics(), "c")["frames"] == 100)
-
-
-def set_link(side, state: str) -> None:
-    import subprocess
-
-    words = ["ip", "-n", side.netns, "link", "set", side.interface, state]
-    subprocess.run(words, check=True)
-
-
-def test_a_link_that_goes_down_is_a_reason_and_packets_flow_again_when_it_is_up(lab):
-    text = (port_table("in0", lab.b) + rule_table("in0", "udp", consumers=["c"])
-            + consumer_table("c", "count"))
-    with started(text) as engine:
-        assert engine.statistics()["ports"][0]["link"] == "up"
-        set_link(lab.b, "down")
-        stats = engine.statistics()
-        assert stats["state"] == stats["ports"][0]["state"] == "degraded"
-        assert "in0: veth-b: link is down" in stats["reasons"]
-        set_link(lab.b, "up")
-        assert wait_for(lambda: engine.statistics()["ports"][0]["link"] == "up")
-        with open_sender(lab.a) as sender:
-            send_all(sender, [udp(i) for i in range(500)])
-        assert wait_for(lambda: consumed(engine.statistics(), "c")["frames"] == 500)
-        assert accounts.problems(engine.stop()) == []
-
-
-def test_an_interface_that_vanishes_degrades_the_appliance_and_does_not_spin_or_crash(lab):
-    text = (port_table("in0", lab.b) + rule_table("in0", "udp", consumers=["c"])
-            + consumer_table("c", "count"))
-    with started(text) as engine:
-        with open_sender(lab.a) as sender:
-            send_all(sender, [udp(i) for i in range(500)])
-        assert wait_for(lambda: consumed(engine.statistics(), "c")["frames"] == 500)
-        lab.down()
-        stats = engine.statistics()
-        assert stats["ports"][0]["link"] == "gone"
-        assert any("is gone" in reason for reason in stats["reasons"])
-        sleeps = sum(worker["sleeps"] for worker in stats["workers"])
-        time.sleep(0.5)
-        later = sum(worker["sleeps"] for worker in engine.statistics()["workers"])
-        assert later - sleeps < 100  # two workers, 100 ms each time; one that spins: 20,000
-        final = engine.stop()
-    assert consumed(final, "c")["frames"] == 500
     assert accounts.problems(final) == []
 
 

@@ -1,4 +1,4 @@
-"""The program on interfaces: modes, links, foreign programs, live packets, and nothing left behind."""
+"""The program on interfaces: modes, links, foreign programs, live packets, nothing left."""
 
 from __future__ import annotations
 
