@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 
 python := .venv/bin/python
-ninja := .venv/bin/ninja
+ninja := .venv/bin/ninja-in-turn
 sudo := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 help:

@@ -17,9 +17,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# The editable install looks for changes whenever a process imports it. This process has just done so;
-# hundreds of children need not, and two of them rebuilding at once would spoil each other's work.
-os.environ.setdefault("MESONPY_EDITABLE_SKIP", str(ROOT / "build" / "release"))
 CAPTURES = Path(os.environ.get("OPENCLAW_CAPTURES", ROOT.parent / "shared" / "captures"))
 
 # For `tests.probes`. At the end: in front, the sources would hide a compiled build (tools/debug).
