@@ -3,7 +3,9 @@
 
 It owns the waiting (poll without the GIL, woken by close), the copies into TX frames, and the
 order of stop: no thread inside, batches released, sockets closed, ledger proved. It knows nothing
-of interfaces, rules or namespaces; appliance/port.py puts those around it.
+of interfaces, rules or namespaces; appliance/port.py puts those around it. It is longer than a room
+should be: receiving, sending and stopping share the same few fields, and apart they would each
+have to explain them.
 """
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer

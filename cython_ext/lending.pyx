@@ -14,7 +14,8 @@ Who keeps what alive (an arrow is a Python reference):
 * The arena is unmapped only after the last view: closing a port can never pull memory away.
 
 Ledger words change under the UMEM's lock (rx and tx bursts run without the GIL). Whoever holds
-that lock never waits for the GIL, so taking it with the GIL held cannot deadlock.
+that lock never waits for the GIL, so taking it with the GIL held cannot deadlock. The file is
+longer than a room should be because Lender, Batch and Frame are one protocol.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
