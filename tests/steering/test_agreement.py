@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 FULL = os.environ.get("OPENCLAW_FULL") == "1"
 ROUNDS = settings(
-    max_examples=200 if FULL else 6,
+    max_examples=40 if FULL else 6,
     deadline=None,
     print_blob=True,
     suppress_health_check=list(HealthCheck),
