@@ -56,6 +56,20 @@ def facts_of(found: InterfaceInfo) -> PortFacts:
     return PortFacts(queues, found.rings.rx, found.mtu, found.numa_node)
 
 
+def facts_here(config: Config) -> tuple[dict[str, PortFacts], list[str]]:
+    """The facts of the interfaces that are on this host, and a line for each that is not."""
+    facts: dict[str, PortFacts] = {}
+    notes = []
+    for port in config.ports:
+        if port.interface is None:
+            continue
+        try:
+            facts[port.name] = facts_of(interface(port.interface, port.netns or None))
+        except HostError as error:
+            notes.append(f"{port.name}: {error}")
+    return facts, notes
+
+
 def planned(config: Config, facts: dict[str, PortFacts]) -> Plan:
     """The plan; ConfigError when it would stall."""
     made = plan(config, facts)
@@ -67,15 +81,7 @@ def planned(config: Config, facts: dict[str, PortFacts]) -> Plan:
 def everything(config: Config) -> dict[str, Any]:
     """The answer of `run --check`. Interfaces that are not here are no fault, but said."""
     configuration(config)
-    facts: dict[str, PortFacts] = {}
-    notes = []
-    for port in config.ports:
-        if port.interface is None:
-            continue
-        try:
-            facts[port.name] = facts_of(interface(port.interface, port.netns or None))
-        except HostError as error:
-            notes.append(f"{port.name}: {error}")
+    facts, notes = facts_here(config)
     made = planned(config, facts)
     groups = layout(config, facts).groups
     programs(config)

@@ -1,0 +1,51 @@
+"""`openclaw mem`: the memory that a configuration needs, before anything is touched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from rich.console import Group
+
+from appliance import config as configuration
+from appliance.cli import output
+from appliance.engine import check
+from appliance.plan import plan as make_plan
+
+
+@click.group()
+def command() -> None:
+    """Memory: sizes before the start."""
+
+
+@command.command()
+@click.option("--config", "file", required=True, help="The configuration (TOML).")
+@output.json_option
+def plan(out: output.Output, file: str) -> None:
+    """Compute frames, rings and arenas of FILE, with reasons; exit 1 if it would stall."""
+    config = configuration.load(file)
+    facts, notes = check.facts_here(config)
+    made = make_plan(config, facts).as_dict()
+    made["reasons"] = [*notes, *made["reasons"]]
+    out.result(made, _render)
+    if not made["ok"]:
+        raise SystemExit(1)
+
+
+def _render(made: dict[str, Any]) -> Any:
+    frames, arenas = made["frames"], made["arenas"]
+    sizes = ("frames", "rx_frames", "tx_frames", "spare_frames", "rx_ring", "tx_ring", "fill_ring",
+             "fill_target")
+    rows = [
+        [f"{queue['port']}/{queue['queue']}", *(queue[name] for name in sizes),
+         queue["arena_bytes"] >> 20]
+        for queue in arenas["per_queue"]
+    ]
+    total = (f"{frames['total']:,} frames, {arenas['bytes'] >> 20} MiB, "
+             f"{arenas['hugepages_2m']} hugepages of 2 MiB")
+    return Group(
+        output.table(None, ["queue", "frames", "rx", "tx", "spare", "RX ring", "TX ring",
+                            "FILL ring", "posted", "MiB"], rows),
+        "\n".join([total, *made["reasons"]]),
+        "ok" if made["ok"] else "it would stall",
+    )
