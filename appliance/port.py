@@ -5,7 +5,7 @@ The packet loop in a few lines:
     with appliance.open_port("eth1", match="udp port 53") as port:
         for batch in port.recv():
             for frame in batch:
-                print(len(frame), bytes(frame[:14]))
+                print(len(frame), memoryview(frame)[:14].hex())
 
 A Port owns one Attachment (memory, sockets, steering) and one Endpoint (the compiled loop). All the
 work is theirs; here are the words, the order of stop, and errors that are this package's own.
