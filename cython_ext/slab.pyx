@@ -7,11 +7,11 @@ on with the others. Growth and give-back are slab_arenas.pyx; Python objects are
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
-from cython_ext.atomics cimport OC_CHECKS_ON, load_relaxed_u32, store_relaxed_u32
+from cython_ext.atomics cimport OC_CHECKS_ON, load_relaxed_u32
 from cython_ext.frames cimport pthread_mutex_lock, pthread_mutex_unlock
 from cython_ext.slab_arenas cimport depot_give, depot_take, slabs_grow, slabs_trim
 from cython_ext.slab_types cimport (FOREIGN, NOT_LIVE, TAKEN_TWICE, WRITTEN_FREE, atomic_add,
-                                    object_number, violation)
+                                    give_one, object_number, oc_ledger, violation)
 
 cdef enum:
     POISON = 0x6b             # as slab_arenas.pyx fills new arenas
@@ -70,19 +70,18 @@ cdef int slabs_alloc_slowly(oc_cache* cache, uint32_t cls, void** out, uint32_t 
 cdef int slabs_alloc_again(oc_cache* cache, uint32_t cls, void** out, uint32_t n,
                            uint32_t taken) noexcept nogil:
     """Object `taken` of this call is somebody's already: two threads freed it at once, earlier.
-    It stays with whoever has it; the magazine forgets it, and the call starts again."""
-    cdef oc_class* c = &cache.tier.classes[cls]
+    It stays with whoever has it; the magazine forgets it, and the call goes on with the others."""
     cdef oc_magazine* m = &cache.magazines[cls]
-    cdef uint32_t i
-    cdef uint32_t* word
-    for i in range(taken):
-        word = &c.ledger[(<uint64_t>out[i] - <uint64_t>c.base) >> c.shift]
-        store_relaxed_u32(word, load_relaxed_u32(word) - 1)
-    violation(cache.tier, TAKEN_TWICE, m.objects[m.n + taken])
-    m.n += n - 1
-    for i in range(m.n - (n - 1) + taken, m.n):
-        m.objects[i] = m.objects[i + 1]
-    return slabs_alloc(cache, cls, out, n)
+    cdef uint32_t i, left = n - taken - 1
+    cdef void** source = &m.objects[m.n]
+    violation(cache.tier, TAKEN_TWICE, source[taken])
+    for i in range(left):
+        source[i] = source[i + taken + 1]
+    m.n += left
+    if slabs_alloc(cache, cls, out + taken, n - taken) < 0:
+        slabs_free(cache, out, taken)
+        return -1
+    return 0
 
 
 cdef void slabs_check_poison(oc_cache* cache, uint32_t cls, void** out, uint32_t n) noexcept nogil:
@@ -96,85 +95,74 @@ cdef void slabs_check_poison(oc_cache* cache, uint32_t cls, void** out, uint32_t
                 break
 
 
-cdef uint32_t slabs_free_slowly(oc_cache* cache, void* const* objects, uint32_t n,
-                                uint32_t done) noexcept nogil:
-    """Mixed classes, more than a batch, or something that is not live; `done` words are taken back."""
-    cdef oc_slabs* t = cache.tier
-    cdef uint32_t i, w, cls, wrong = 0
+cdef uint32_t slabs_free_slowly(oc_cache* cache, void* const* objects,
+                                uint32_t n) noexcept nogil:
+    """Mixed classes, more than a batch, or something that is not live."""
+    cdef uint32_t i, cls, wrong = 0
     cdef oc_class* c
     cdef oc_magazine* m
-    cdef uint64_t number
-    cdef uint32_t* word
-    if done:
-        c = &t.classes[class_of(t, objects[0])]
-        for i in range(done):
-            word = &c.ledger[object_number(c, objects[i])]
-            store_relaxed_u32(word, load_relaxed_u32(word) - 1)
     for i in range(n):
-        cls = class_of(t, objects[i])
-        if cls >= CLASSES:
-            violation(t, FOREIGN, objects[i])
+        cls = class_of(cache.tier, objects[i])
+        if not _give(cache.tier, cls, objects[i]):
             wrong += 1
             continue
-        c = &t.classes[cls]
-        number = object_number(c, objects[i])
-        word = &c.ledger[number]
-        if number >= c.objects_max or (number >> c.arena_objects_shift) >= c.top:
-            violation(t, FOREIGN, objects[i])
-            wrong += 1
-            continue
-        w = load_relaxed_u32(word)
-        if w & 1 == 0:
-            violation(t, NOT_LIVE, objects[i])
-            wrong += 1
-            continue
-        if OC_CHECKS_ON:
-            memset(objects[i], POISON, <size_t>1 << c.shift)
+        c = &cache.tier.classes[cls]
         m = &cache.magazines[cls]
         if m.n >= 2 * c.batch:
             slabs_flush(cache, cls)
         m.objects[m.n] = objects[i]
         m.n += 1
-        store_relaxed_u32(word, w + 1)
     return wrong
 
 
-cdef bint slabs_free_directly(oc_slabs* t, void* one, uint32_t generation) noexcept nogil:
-    cdef uint32_t cls = class_of(t, one)
+cdef bint _give(oc_slabs* t, uint32_t cls, void* one) noexcept nogil:
+    """Live to free in the ledger; False, and a violation, if it is not live."""
     cdef oc_class* c
-    cdef uint64_t number
+    if cls >= CLASSES:
+        violation(t, FOREIGN, one)
+        return False
+    c = &t.classes[cls]
+    if (object_number(&c.ledger, one) >> c.arena_objects_shift) >= c.top:
+        violation(t, FOREIGN, one)
+        return False
+    if OC_CHECKS_ON and c.ledger.state[object_number(&c.ledger, one)] == 1:
+        memset(one, POISON, <size_t>1 << c.shift)
+    if not give_one(&c.ledger, one):
+        violation(t, NOT_LIVE, one)
+        return False
+    return True
+
+
+cdef bint slabs_free_directly(oc_slabs* t, void* one, uint32_t generation) noexcept nogil:
+    cdef uint32_t cls = class_of(t, one), now = 0
+    cdef oc_class* c
     cdef bint ok = False
     if cls >= CLASSES:
         violation(t, FOREIGN, one)
         return False
     c = &t.classes[cls]
-    number = object_number(c, one)
-    if number >= c.objects_max:
-        violation(t, FOREIGN, one)
-        return False
     pthread_mutex_lock(&c.lock)
-    if generation & 1 and load_relaxed_u32(&c.ledger[number]) == generation:
-        if OC_CHECKS_ON:
-            memset(one, POISON, <size_t>1 << c.shift)
-        store_relaxed_u32(&c.ledger[number], generation + 1)
+    if not slabs_is_live(t, one, &now) or now != generation:
+        violation(t, NOT_LIVE, one)
+    elif _give(t, cls, one):
         depot_give(t, c, &one, 1)
         ok = True
     pthread_mutex_unlock(&c.lock)
-    if not ok:
-        violation(t, NOT_LIVE, one)
     return ok
 
 
-cdef uint32_t slabs_generation(oc_slabs* t, const void* one) noexcept nogil:
-    """The ledger word of an object: odd while it is live. 0: not ours."""
+cdef bint slabs_is_live(oc_slabs* t, const void* one, uint32_t* generation) noexcept nogil:
     cdef uint32_t cls = class_of(t, one)
     cdef uint64_t number
+    cdef oc_ledger* l
     if cls >= CLASSES:
-        return 0
-    number = object_number(&t.classes[cls], one)
-    if number >= t.classes[cls].objects_max:
-        return 0
-    return load_relaxed_u32(&t.classes[cls].ledger[number])
+        return False
+    l = &t.classes[cls].ledger
+    number = object_number(l, one)
+    if number >= l.objects_max:
+        return False
+    generation[0] = load_relaxed_u32(&l.generation[number])
+    return l.state[number] == 1
 
 
 # ------------------------------------------------------------------ caches

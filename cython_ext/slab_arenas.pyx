@@ -61,7 +61,7 @@ cdef inline int64_t _lowest(oc_class* c) noexcept nogil:
 
 cdef uint32_t depot_take(oc_class* c, void** out, uint32_t n) noexcept nogil:
     """Up to n objects; how many."""
-    cdef uint32_t got = 0, take
+    cdef uint32_t got = 0, take, i
     cdef int64_t number
     cdef oc_arena* a
     cdef uint8_t* base
@@ -75,11 +75,11 @@ cdef uint32_t depot_take(oc_class* c, void** out, uint32_t n) noexcept nogil:
             c.empty -= 1
         take = a.free_n if a.free_n < n - got else n - got
         c.depot -= take
-        while take:
-            a.free_n -= 1
-            out[got] = base + (<uint64_t>a.free[a.free_n] << c.shift)
-            got += 1
-            take -= 1
+        a.free_n -= take
+        # In the order in which they came, so that a run stays a run.
+        for i in range(take):
+            out[got + i] = base + (<uint64_t>a.free[a.free_n + i] << c.shift)
+        got += take
         if a.free_n == 0:
             _available(c, number, False)
     return got
@@ -121,20 +121,26 @@ cdef void _event(oc_slabs* t, oc_class* c, uint32_t number, uint8_t backing, bin
     t.events_n += 1
 
 
+cdef int _touch_ledger(void* first, uint64_t nbytes) noexcept nogil:
+    cdef uintptr_t begin = <uintptr_t>first & ~<uintptr_t>(PAGE - 1)
+    if fault():
+        return -1
+    return madvise(<void*>begin, <uintptr_t>first + nbytes - begin, MADV_POPULATE_WRITE)
+
+
 cdef int _map_arena(oc_slabs* t, oc_class* c, uint32_t number, oc_arena* a) noexcept nogil:
     """Memory, stack and ledger of an arena: 0 or an errno."""
     cdef uint64_t offset = (<uint64_t>c.base - <uint64_t>t.base) + (<uint64_t>number << ARENA_SHIFT)
     cdef void* at = t.base + offset
     cdef uint32_t i, objects = <uint32_t>1 << c.arena_objects_shift
-    cdef uintptr_t first = <uintptr_t>&c.ledger[<uint64_t>number << c.arena_objects_shift]
-    cdef uintptr_t last = first + objects * 4
+    cdef uint64_t first = <uint64_t>number << c.arena_objects_shift
     cdef int error = ENOMEM
     cdef int fd = t.fd_huge
     a.free = NULL if fault() else <uint16_t*>malloc(objects * sizeof(uint16_t))
     if a.free == NULL:
         return ENOMEM
-    first &= ~<uintptr_t>(PAGE - 1)
-    if fault() or madvise(<void*>first, last - first, MADV_POPULATE_WRITE) < 0:
+    if (_touch_ledger(&c.ledger.state[first], objects) < 0
+            or _touch_ledger(&c.ledger.generation[first], objects * 4) < 0):
         free(a.free)
         return ENOMEM
     a.backing = 0
@@ -152,8 +158,9 @@ cdef int _map_arena(oc_slabs* t, oc_class* c, uint32_t number, oc_arena* a) noex
     a.node = node_of(at)
     if OC_CHECKS_ON:
         memset(at, POISON, ARENA_BYTES)
+    # Whole batches from the top of the stack; within a batch ascending.
     for i in range(objects):
-        a.free[i] = objects - 1 - i
+        a.free[i] = i
     a.free_n = objects
     return 0
 
@@ -210,11 +217,12 @@ cdef int slabs_grow(oc_slabs* t, oc_class* c) noexcept nogil:
 
 cdef bint _nothing_live(oc_class* c, uint32_t number) noexcept nogil:
     """What the counters say is empty is unmapped only if the ledger says so too."""
-    cdef uint32_t i, live = 0
-    cdef uint32_t* words = &c.ledger[<uint64_t>number << c.arena_objects_shift]
-    for i in range(<uint32_t>1 << c.arena_objects_shift):
-        live |= load_relaxed_u32(&words[i])
-    return (live & 1) == 0
+    cdef uint32_t i, objects = <uint32_t>1 << c.arena_objects_shift
+    cdef uint8_t live = 0
+    cdef uint8_t* states = &c.ledger.state[<uint64_t>number << c.arena_objects_shift]
+    for i in range(objects):
+        live |= states[i]
+    return live == 0
 
 
 cdef bint _shrink(oc_slabs* t, oc_class* c, uint32_t keep) noexcept nogil:

@@ -12,7 +12,7 @@ from cpython.pycapsule cimport (PyCapsule_Destructor, PyCapsule_GetPointer, PyCa
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
-from cython_ext.slab cimport (slabs_alloc, slabs_free, slabs_free_directly, slabs_generation)
+from cython_ext.slab cimport (slabs_alloc, slabs_free, slabs_free_directly, slabs_is_live)
 from cython_ext.slab_arenas cimport slabs_trim
 from cython_ext.slab_tier cimport Cache, Slabs
 from cython_ext.slab_types cimport CLASSES, class_of, class_of_bytes, oc_class
@@ -76,12 +76,13 @@ cdef class Slab:
         """`here`: we are called by a Python thread that may use its own cache."""
         cdef Cache cache
         cdef void* p = self.p
+        cdef uint32_t now = 0
         if p == NULL:
             return
         self.p = NULL
         if self.account is not None:
             self.account[class_of_bytes(self.class_bytes)] -= self.nbytes
-        if here and slabs_generation(&self.slabs.t, p) == self.generation:
+        if here and slabs_is_live(&self.slabs.t, p, &now) and now == self.generation:
             try:
                 cache = self.slabs.thread_cache()
                 slabs_free(&cache.c, &p, 1)
@@ -246,7 +247,7 @@ def alloc_bulk(Slabs slabs not None, uint32_t nbytes, uint32_t n, list account):
             one.nbytes = nbytes
             one.class_bytes = 64 << cls
             one.p = got[i]
-            one.generation = slabs_generation(&slabs.t, got[i])
+            slabs_is_live(&slabs.t, got[i], &one.generation)
             one.account = account
             account[cls] += nbytes
             out.append(one)

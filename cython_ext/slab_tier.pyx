@@ -18,7 +18,7 @@ from cython_ext.slab cimport cache_close, cache_drain, cache_open, slabs_alloc, 
 from cython_ext.slab_arenas cimport slabs_trim
 from cython_ext.slab_types cimport (ABSENT, ARENA_SHIFT, BATCH_MAX, CLASSES, EVENTS, OPEN,
                                     SHIFT_MIN, VIOLATIONS, oc_arena, oc_cache, oc_class, oc_event,
-                                    oc_header, class_of_bytes)
+                                    oc_header, class_of_bytes, ledger_open)
 
 import os
 import threading
@@ -82,8 +82,9 @@ cdef class Slabs:
             if self.t.fd_huge < 0 and self.t.hugepages == 2:
                 raise MemoryError(f"hugepages for slabs: {os.strerror(-self.t.fd_huge)}")
         self.t.fd_small = memory_file(b"openclaw-slabs", self.t.bytes, PAGE)
-        # One word per object of each class: region / 64 of 4 bytes, then half of it, and so on.
-        self.t.ledger_bytes = PAGE + region // 8 + PAGE * CLASSES + (self.t.bytes >> ARENA_SHIFT)
+        # Five bytes per object: region / 64 of them in the first class, then half, and so on.
+        self.t.ledger_bytes = (PAGE + region // 32 * 5 + 2 * PAGE * CLASSES
+                               + (self.t.bytes >> ARENA_SHIFT))
         self.t.fd_ledger = memory_file(b"openclaw-slabs-ledger", self.t.ledger_bytes, PAGE)
         for fd in (self.t.fd_small, self.t.fd_ledger):
             if fd < 0:
@@ -99,7 +100,9 @@ cdef class Slabs:
             raise MemoryError("the ledger of slabs")
         self.t.header = <oc_header*>ledger
         for i in range(CLASSES):
-            self.t.header.ledger_at[i] = at
+            self.t.header.states_at[i] = at
+            at += max(<uint64_t>PAGE, region >> (SHIFT_MIN + i))
+            self.t.header.generations_at[i] = at
             at += max(<uint64_t>PAGE, (region >> (SHIFT_MIN + i)) * 4)
         self.t.header.backings_at = at
         self.t.backings = <uint8_t*>ledger + at
@@ -127,8 +130,9 @@ cdef class Slabs:
             c = &self.t.classes[i]
             c.shift = SHIFT_MIN + i
             c.base = self.t.base + (<uint64_t>i << self.t.region_shift)
-            c.ledger = <uint32_t*>(<uint8_t*>self.t.header + self.t.header.ledger_at[i])
-            c.objects_max = <uint64_t>1 << (self.t.region_shift - c.shift)
+            ledger_open(&c.ledger, c.base, <uint8_t*>self.t.header + self.t.header.states_at[i],
+                        <uint32_t*>(<uint8_t*>self.t.header + self.t.header.generations_at[i]),
+                        <uint64_t>1 << (self.t.region_shift - c.shift), c.shift)
             c.arena_objects_shift = ARENA_SHIFT - c.shift
             batch = BATCH_BYTES >> c.shift
             c.batch = BATCH_MAX if batch > BATCH_MAX else batch

@@ -1,8 +1,8 @@
 # Slabs, their memory and their ledger: the mid tier. Objects of 64 B to 64 KiB that outlive a frame, in arenas of 2 MiB.
 #
-#   live      the user                         its ledger word is odd
-#   cached    a cache (one thread's magazines) its ledger word is even
-#   depot     the class, under its lock        its ledger word is even
+#   live      the user                         its state is 1
+#   cached    a cache (one thread's magazines) its state is 0
+#   depot     the class, under its lock        its state is 0
 #
 # One reservation of addresses holds a region for each class, as wide as the tier's cap; arenas are
 # mapped into it as they are needed. So an address alone says class (its region), arena (2 MiB) and
@@ -10,8 +10,9 @@
 # huge number). The same offset is the object's place in the memory file and, in 64 B units with
 # the generation above it, its handle: other processes map the files anywhere and read it.
 #
-# The ledger has one 32-bit word per object in a file of its own: it counts takings and givings,
-# so its lowest bit says "live" and the rest is the generation. It is never in the objects' memory.
+# The ledger has a state byte and a 32-bit generation per object, in a file of its own, never in the
+# objects' memory; include/oc_slab_ledger.h reads and writes it. The generation advances when an
+# object is given back, so an older handle is stale from then on.
 #
 # A cache belongs to one thread (or one lock) at a time; it exchanges whole batches with the depot.
 # After Bonwick and Adams, "Magazines and Vmem" (USENIX 2001), and DPDK's mempool cache, without
@@ -48,10 +49,27 @@ cdef struct oc_arena:
     int32_t node                  # where the kernel says it is
     uint8_t backing               # 0: 2M, 1: thp, 2: 4k
 
+cdef extern from "oc_slab_ledger.h" nogil:
+    struct oc_ledger:             # of one class
+        uint8_t* base             # the region
+        uint8_t* state
+        uint32_t* generation
+        uint64_t objects_max      # of the region, mapped or not
+        uint32_t shift
+    void ledger_open "oc_ledger_open"(oc_ledger* l, uint8_t* base, uint8_t* state,
+                                      uint32_t* generation, uint64_t objects_max,
+                                      uint32_t shift) noexcept
+    uint64_t object_number "oc_object_number"(const oc_ledger* l, const void* p) noexcept
+    bint take_one "oc_take_one"(const oc_ledger* l, void* p) noexcept
+    bint give_one "oc_give_one"(const oc_ledger* l, void* p) noexcept
+    uint32_t ledger_take "oc_ledger_take"(const oc_ledger* l, void* const* source, void** to,
+                                          uint32_t n) noexcept
+    uint32_t ledger_give "oc_ledger_give"(const oc_ledger* l, void* const* source, void** to,
+                                          uint32_t n) noexcept
+
 cdef struct oc_class:
+    oc_ledger ledger
     uint8_t* base                 # the region
-    uint32_t* ledger
-    uint64_t objects_max          # of the region, mapped or not
     uint32_t shift
     uint32_t arena_objects_shift  # objects of one arena, as a power of two
     uint32_t batch
@@ -77,7 +95,8 @@ cdef struct oc_header:            # first page of the ledger's file: what a read
     uint64_t magic
     uint32_t version
     uint32_t region_shift
-    uint64_t[CLASSES] ledger_at   # of each class, from the start of the file
+    uint64_t[CLASSES] states_at   # of each class, from the start of the file
+    uint64_t[CLASSES] generations_at
     uint64_t backings_at
 
 cdef struct oc_cache
@@ -87,7 +106,6 @@ cdef struct oc_slabs:
     uint64_t bytes                # of the reservation
     uint32_t region_shift         # class of an address
     oc_class[CLASSES] classes
-    uint32_t* ledger
     uint64_t ledger_bytes
     oc_arena* arenas
     uint64_t* bits                # `available` of all classes, then their summaries
@@ -116,6 +134,7 @@ cdef struct oc_slabs:
 
 cdef struct oc_magazine:
     uint32_t n
+    uint32_t[15] gap              # the objects begin a cache line: vectors are not split
     void* objects[CACHE_MAX]
 
 cdef struct oc_cache:
@@ -139,11 +158,6 @@ cdef extern from *:
 cdef inline uint32_t class_of_bytes(uint64_t nbytes) noexcept nogil:
     """The smallest class that holds nbytes (1 to 65,536)."""
     return 0 if nbytes <= 64 else 64 - _clz(nbytes - 1) - SHIFT_MIN
-
-cdef inline uint64_t object_number(oc_class* c, const void* p) noexcept nogil:
-    """Which object of the class p is; objects_max or more: none."""
-    cdef uint64_t offset = <uint64_t>p - <uint64_t>c.base
-    return (offset >> c.shift) | (offset << (64 - c.shift))
 
 cdef inline uint32_t class_of(oc_slabs* t, const void* p) noexcept nogil:
     """The class whose region p is in; CLASSES or more: not ours."""
