@@ -10,7 +10,7 @@ from cython_ext.atomics cimport cpu_relax, load_relaxed_u32, load_relaxed_u64, s
 from cython_ext.atomics cimport store_release_u32, load_acquire_u32
 from cython_ext.shm_ring cimport (MPMC, ShmRing, mpmc_dequeue, mpmc_enqueue, spsc_dequeue,
                                   spsc_enqueue, yield_cpu)
-from cython_ext.slab cimport slabs_alloc, slabs_free
+from cython_ext.slab cimport slabs_alloc, slabs_free, slabs_free_class
 from cython_ext.slab_tier cimport Cache, Slabs
 from cython_ext.slab_types cimport class_of_bytes
 
@@ -46,12 +46,12 @@ def slab_ns(Slabs slabs not None, uint32_t nbytes, uint32_t bulk, double seconds
                 for i in range(ROUNDS):
                     if slabs_alloc(&cache.c, cls, held, 1) < 0:
                         break
-                    slabs_free(&cache.c, held, 1)
+                    slabs_free_class(&cache.c, cls, held, 1)
             else:
                 for i in range(ROUNDS):
                     if slabs_alloc(&cache.c, cls, held, bulk) < 0:
                         break
-                    slabs_free(&cache.c, held, bulk)
+                    slabs_free_class(&cache.c, cls, held, bulk)
             objects += <uint64_t>ROUNDS * bulk
             took = _now(CLOCK_THREAD_CPUTIME_ID) - begin
     return took / <double>objects

@@ -27,20 +27,15 @@ cdef inline int slabs_alloc(oc_cache* cache, uint32_t cls, void** out,
     return 0
 
 
-cdef inline uint32_t slabs_free(oc_cache* cache, void* const* objects, uint32_t n) noexcept nogil:
-    """Gives back n objects of any class. Returns how many were not live objects of this tier:
-    those are counted as violations and otherwise left alone."""
-    cdef uint32_t done, cls
-    cdef oc_class* c
-    cdef oc_magazine* m
-    if unlikely(n == 0):
-        return 0
-    cls = class_of(cache.tier, objects[0])
-    if unlikely(cls >= CLASSES or OC_CHECKS_ON):
+cdef inline uint32_t slabs_free_class(oc_cache* cache, uint32_t cls, void* const* objects,
+                                      uint32_t n) noexcept nogil:
+    """slabs_free for who knows the class: what belongs to another one still goes to its own."""
+    cdef oc_magazine* m = &cache.magazines[cls]
+    cdef oc_class* c = &cache.tier.classes[cls]
+    cdef uint32_t done
+    if OC_CHECKS_ON:
         return slabs_free_slowly(cache, objects, n)
-    m = &cache.magazines[cls]
-    c = &cache.tier.classes[cls]
-    if unlikely(m.n + n > 2 * c.batch):
+    if unlikely(m.n + n > c.cache_most):
         if n > c.batch:
             return slabs_free_slowly(cache, objects, n)
         slabs_flush(cache, cls)
@@ -49,6 +44,18 @@ cdef inline uint32_t slabs_free(oc_cache* cache, void* const* objects, uint32_t 
     if unlikely(done < n):
         return slabs_free_slowly(cache, objects + done, n - done)
     return 0
+
+
+cdef inline uint32_t slabs_free(oc_cache* cache, void* const* objects, uint32_t n) noexcept nogil:
+    """Gives back n objects of any class. Returns how many were not live objects of this tier:
+    those are counted as violations and otherwise left alone."""
+    cdef uint32_t cls
+    if unlikely(n == 0):
+        return 0
+    cls = class_of(cache.tier, objects[0])
+    if unlikely(cls >= CLASSES):
+        return slabs_free_slowly(cache, objects, n)
+    return slabs_free_class(cache, cls, objects, n)
 
 
 # Cold halves of the above.

@@ -136,6 +136,7 @@ cdef class Slabs:
             c.arena_objects_shift = ARENA_SHIFT - c.shift
             batch = BATCH_BYTES >> c.shift
             c.batch = BATCH_MAX if batch > BATCH_MAX else batch
+            c.cache_most = 2 * c.batch
             c.arenas = self.t.arenas + i * places
             c.available = self.t.bits + i * words
             c.summary = self.t.bits + CLASSES * words + i * over

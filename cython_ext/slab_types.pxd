@@ -73,6 +73,7 @@ cdef struct oc_class:
     uint32_t shift
     uint32_t arena_objects_shift  # objects of one arena, as a power of two
     uint32_t batch
+    uint32_t cache_most           # two batches
     uint32_t open                 # arenas
     uint32_t empty                # of these, without any object in use or cached
     uint32_t empty_most           # more than this: give back down to EMPTY_KEPT
