@@ -1,11 +1,12 @@
 # Caches of slabs: taking and giving back, one thread's side. See slab_types.pxd for the picture.
 #
-# Bulk calls are the primary interface; with a constant n of 1 the compiler unrolls them. The hot
+# Bulk calls are the primary interface; one at a time has calls of its own. The hot
 # halves are here to be inlined: a handful of instructions per object, ledger included.
 from libc.stdint cimport uint32_t
 from cython_ext.atomics cimport OC_CHECKS_ON, unlikely
-from cython_ext.slab_types cimport (BATCH_MAX, CLASSES, class_of, ledger_give, ledger_take,
-                                    oc_cache, oc_class, oc_magazine, oc_slabs)
+from cython_ext.slab_types cimport (BATCH_MAX, CLASSES, class_of, give_one, ledger_give,
+                                    ledger_take, oc_cache, oc_class, oc_magazine, oc_slabs,
+                                    take_one)
 
 
 cdef inline int slabs_alloc(oc_cache* cache, uint32_t cls, void** out,
@@ -58,12 +59,36 @@ cdef inline uint32_t slabs_free(oc_cache* cache, void* const* objects, uint32_t 
     return slabs_free_class(cache, cls, objects, n)
 
 
+cdef inline void* slabs_alloc_one(oc_cache* cache, uint32_t cls) noexcept nogil:
+    """One object, or NULL."""
+    cdef oc_magazine* m = &cache.magazines[cls]
+    cdef void* p = m.hot
+    if p == NULL or OC_CHECKS_ON:
+        return NULL if slabs_alloc(cache, cls, &p, 1) < 0 else p
+    m.hot = NULL
+    if unlikely(not take_one(&cache.tier.classes[cls].ledger, p)):
+        return slabs_alloc_one_again(cache, cls, p)
+    return p
+
+
+cdef inline bint slabs_free_one(oc_cache* cache, uint32_t cls, void* p) noexcept nogil:
+    """Gives back one object of a class that is known; False if it is not live."""
+    cdef oc_magazine* m = &cache.magazines[cls]
+    if m.hot != NULL or OC_CHECKS_ON:
+        return slabs_free_class(cache, cls, &p, 1) == 0
+    if unlikely(not give_one(&cache.tier.classes[cls].ledger, p)):
+        return slabs_free_slowly(cache, &p, 1) == 0
+    m.hot = p
+    return True
+
+
 # Cold halves of the above.
 cdef int slabs_refill(oc_cache* cache, uint32_t cls, uint32_t n) noexcept nogil
 cdef void slabs_flush(oc_cache* cache, uint32_t cls) noexcept nogil
 cdef int slabs_alloc_slowly(oc_cache* cache, uint32_t cls, void** out, uint32_t n) noexcept nogil
 cdef int slabs_alloc_again(oc_cache* cache, uint32_t cls, void** out, uint32_t n,
                            uint32_t taken) noexcept nogil
+cdef void* slabs_alloc_one_again(oc_cache* cache, uint32_t cls, void* taken) noexcept nogil
 cdef void slabs_check_poison(oc_cache* cache, uint32_t cls, void** out, uint32_t n) noexcept nogil
 cdef uint32_t slabs_free_slowly(oc_cache* cache, void* const* objects,
                                 uint32_t n) noexcept nogil

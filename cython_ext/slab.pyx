@@ -24,8 +24,12 @@ cdef int slabs_refill(oc_cache* cache, uint32_t cls, uint32_t n) noexcept nogil:
     cdef oc_slabs* t = cache.tier
     cdef oc_class* c = &t.classes[cls]
     cdef oc_magazine* m = &cache.magazines[cls]
-    cdef uint32_t want = n - m.n if n - m.n > c.batch else c.batch
+    cdef uint32_t want
     cdef bint trimmed = False
+    _cool(m)
+    want = n - m.n if n > m.n + c.batch else c.batch
+    if n <= m.n:
+        return 0
     while True:
         pthread_mutex_lock(&c.lock)
         m.n += depot_take(c, &m.objects[m.n], want)
@@ -82,6 +86,20 @@ cdef int slabs_alloc_again(oc_cache* cache, uint32_t cls, void** out, uint32_t n
         slabs_free(cache, out, taken)
         return -1
     return 0
+
+
+cdef void* slabs_alloc_one_again(oc_cache* cache, uint32_t cls, void* taken) noexcept nogil:
+    cdef void* p = NULL
+    violation(cache.tier, TAKEN_TWICE, taken)
+    return NULL if slabs_alloc(cache, cls, &p, 1) < 0 else p
+
+
+cdef inline void _cool(oc_magazine* m) noexcept nogil:
+    """The hot object joins the others; there is room when fewer than a batch are there."""
+    if m.hot != NULL:
+        m.objects[m.n] = m.hot
+        m.n += 1
+        m.hot = NULL
 
 
 cdef void slabs_check_poison(oc_cache* cache, uint32_t cls, void** out, uint32_t n) noexcept nogil:
@@ -185,11 +203,13 @@ cdef void cache_drain(oc_cache* cache) noexcept nogil:
     for cls in range(CLASSES):
         m = &cache.magazines[cls]
         c = &cache.tier.classes[cls]
-        if m.n:
-            pthread_mutex_lock(&c.lock)
-            depot_give(cache.tier, c, m.objects, m.n)
-            pthread_mutex_unlock(&c.lock)
-            m.n = 0
+        pthread_mutex_lock(&c.lock)
+        depot_give(cache.tier, c, m.objects, m.n)
+        if m.hot != NULL:
+            depot_give(cache.tier, c, &m.hot, 1)
+        pthread_mutex_unlock(&c.lock)
+        m.n = 0
+        m.hot = NULL
 
 
 cdef void cache_close(oc_cache* cache) noexcept nogil:

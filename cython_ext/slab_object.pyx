@@ -85,7 +85,7 @@ cdef class Slab:
         if here and slabs_is_live(&self.slabs.t, p, &now) and now == self.generation:
             try:
                 cache = self.slabs.thread_cache()
-                slabs_free(&cache.c, &p, 1)
+                slabs_free(cache.c, &p, 1)
             except BaseException:     # no memory for a cache of this thread: then without
                 slabs_free_directly(&self.slabs.t, p, self.generation)
         else:
@@ -237,7 +237,7 @@ def alloc_bulk(Slabs slabs not None, uint32_t nbytes, uint32_t n, list account):
     out = []
     while done < n:
         part = min(n - done, <uint32_t>64)
-        if slabs_alloc(&cache.c, cls, got, part) < 0:
+        if slabs_alloc(cache.c, cls, got, part) < 0:
             for slab in out:
                 (<Slab>slab).release()
             return None

@@ -11,4 +11,4 @@ cdef class Slabs:
 cdef class Cache:
     cdef readonly Slabs slabs
     cdef readonly str owner
-    cdef oc_cache c
+    cdef oc_cache* c                      # begins a cache line

@@ -31,6 +31,9 @@ cdef extern from "<sys/mman.h>" nogil:
     int PROT_READ, PROT_WRITE, MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE
     void* MAP_FAILED
 
+cdef extern from "<stdlib.h>" nogil:
+    int posix_memalign(void** p, size_t alignment, size_t nbytes)
+
 cdef enum:
     ARENA_BYTES = 2097152
     PAGE = 4096
@@ -197,9 +200,10 @@ cdef class Slabs:
         while cache != NULL:
             counts = {}
             for i in range(CLASSES):
-                if cache.magazines[i].n:
-                    cached[i] += cache.magazines[i].n
-                    counts[64 << i] = cache.magazines[i].n
+                n = cache.magazines[i].n + (1 if cache.magazines[i].hot != NULL else 0)
+                if n:
+                    cached[i] += n
+                    counts[64 << i] = n
             magazines.append({"owner": cache.owner.decode("utf-8", "replace"), "objects": counts})
             cache = cache.next
         pthread_mutex_unlock(&self.t.lock)
@@ -262,14 +266,17 @@ cdef class Cache:
         self.owner = owner
         label = owner.encode()[:31]
         cdef const char* clabel = label
-        cache_open(&self.c, &slabs.t)
+        if fault() or posix_memalign(<void**>&self.c, 64, sizeof(oc_cache)):
+            self.c = NULL
+            raise MemoryError("a cache of slabs")
+        cache_open(self.c, &slabs.t)
         memcpy(self.c.owner, clabel, len(label))
 
 
     def drain(self):
         """What is cached goes to the depot."""
         with nogil:
-            cache_drain(&self.c)
+            cache_drain(self.c)
 
     def alloc_bulk(self, uint32_t nbytes, uint32_t n):
         """Addresses of n objects, for tests and for C callers that are set up from Python."""
@@ -279,7 +286,7 @@ cdef class Cache:
             raise ValueError(f"nbytes: {nbytes}: 1 to 65536")
         if n > 4096:
             raise ValueError(f"n: {n}: at most 4096")
-        error = slabs_alloc(&self.c, class_of_bytes(nbytes), got, n)
+        error = slabs_alloc(self.c, class_of_bytes(nbytes), got, n)
         if error < 0:
             return None
         return [<uintptr_t>got[i] for i in range(n)]
@@ -292,7 +299,9 @@ cdef class Cache:
             raise ValueError(f"n: {n}: at most 4096")
         for i in range(n):
             given[i] = <void*><uintptr_t>addresses[i]
-        return slabs_free(&self.c, given, n)
+        return slabs_free(self.c, given, n)
 
     def __dealloc__(self):
-        cache_close(&self.c)
+        if self.c != NULL:
+            cache_close(self.c)
+            free(self.c)

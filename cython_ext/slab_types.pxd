@@ -135,8 +135,12 @@ cdef struct oc_slabs:
 
 cdef struct oc_magazine:
     uint32_t n
-    uint32_t[15] gap              # the objects begin a cache line: vectors are not split
+    void* hot                     # one object more, or NULL: for takings one at a time
+    uint64_t[6] gap               # the objects begin a cache line: vectors are not split
     void* objects[CACHE_MAX]
+
+# `hot` is there because a count that goes down and up again is a chain of two stores that loads wait
+# for: 1.2 ns of the 2.8 ns that taking and giving one object took.
 
 cdef struct oc_cache:
     oc_slabs* tier
