@@ -13,7 +13,7 @@ from cython_ext.shm_ring cimport (MPMC, ShmRing, mpmc_dequeue, mpmc_enqueue, sps
 from cython_ext.slab cimport (slabs_alloc, slabs_alloc_one, slabs_free, slabs_free_class,
                               slabs_free_one)
 from cython_ext.slab_tier cimport Cache, Slabs
-from cython_ext.slab_types cimport class_of_bytes
+from cython_ext.slab_types cimport CLASSES, class_of, class_of_bytes, object_number, oc_class
 
 cdef enum:
     HELD_MAX = 512
@@ -265,3 +265,16 @@ def ring_ns(ShmRing ring not None, uint32_t bulk, double seconds, Stop stop not 
             took = _now(CLOCK_MONOTONIC) - begin
         store_relaxed_u32(&stop.flag, 1)
     return took / <double>elements
+
+
+def slab_free_as_if_live(Cache cache not None, uint64_t address):
+    """Gives an object back as the second of two threads does that free it at the same moment: its
+    check has passed, the other's write has not been seen. For the test of what happens then."""
+    cdef oc_class* c
+    cdef void* p = <void*>address
+    cdef uint32_t cls = class_of(cache.c.tier, p)
+    if cls >= CLASSES:
+        return False
+    c = &cache.c.tier.classes[cls]
+    c.ledger.state[object_number(&c.ledger, p)] = 1
+    return slabs_free(cache.c, &p, 1) == 0

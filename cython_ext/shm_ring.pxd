@@ -95,12 +95,13 @@ cdef inline void ring_read(const uint8_t* entries, uint32_t size, uint32_t shift
 
 cdef inline uint32_t spsc_enqueue(oc_spsc* r, const void* elements, uint32_t n) noexcept nogil:
     """Up to n elements; how many went in."""
-    cdef uint32_t used = r.mine - r.theirs
+    cdef uint32_t theirs, used = r.mine - r.theirs
     if r.size - used < n:
-        r.theirs = load_acquire_u32(r.shared_theirs)
-        used = r.mine - r.theirs
+        theirs = load_acquire_u32(r.shared_theirs)
+        used = r.mine - theirs
         if unlikely(used > r.size):
-            return 0
+            return 0              # and the lie is forgotten, not kept
+        r.theirs = theirs
         if r.size - used < n:
             n = r.size - used
             if n == 0:
@@ -113,12 +114,13 @@ cdef inline uint32_t spsc_enqueue(oc_spsc* r, const void* elements, uint32_t n) 
 
 cdef inline uint32_t spsc_dequeue(oc_spsc* r, void* elements, uint32_t n) noexcept nogil:
     """Up to n elements; how many came out."""
-    cdef uint32_t ready = r.theirs - r.mine
+    cdef uint32_t theirs, ready = r.theirs - r.mine
     if ready < n:
-        r.theirs = load_acquire_u32(r.shared_theirs)
-        ready = r.theirs - r.mine
+        theirs = load_acquire_u32(r.shared_theirs)
+        ready = theirs - r.mine
         if unlikely(ready > r.size):
             return 0
+        r.theirs = theirs
         if ready < n:
             n = ready
             if n == 0:
