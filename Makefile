@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 
 python := .venv/bin/python
-ninja := .venv/bin/ninja
+ninja := .venv/bin/ninja-in-turn
 sudo := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 help:
@@ -35,11 +35,11 @@ debug:
 	@tools/setup
 	@tools/debug
 
-BENCH ?= loop rx tx forward latency python
+BENCH ?= all
 bench:
 	@tools/setup
 	@$(ninja) -C build/release --quiet
-	@for name in $(BENCH); do $(sudo) .venv/bin/openclaw bench $$name || exit; done
+	@$(sudo) .venv/bin/openclaw bench $(BENCH) --load afxdp --load kernel --page BENCHMARKS.md $(ARGS)
 
 lint:
 	@tools/setup

@@ -1,71 +1,33 @@
 """A port attached to its interface: memory, sockets, steering, and the settings that go with them.
 
-Owns the order of life of one port (design: everything is checked and reserved before the program is
-attached; the program is detached before anything is taken away) and the translation of what the
-kernel refuses into one line. Who then runs the queues, a worker or a Python loop, is not its matter.
+Owns the order of life of one port: everything is checked and reserved before the program is
+attached, and the program is detached before anything is taken away. Who then runs the queues, a
+worker or a Python loop, is not its matter.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from appliance import limits
 from appliance.dataplane import Frames, LoopQueue, Queue, XskQueue
-from appliance.errors import ConfigError, HostError, OpenClawError, PortError
+from appliance.errors import ConfigError, HostError, PortError
 from appliance.net import InterfaceInfo, Settings, in_netns, interface
 from appliance.net.zerocopy import verdict
 from appliance.plan import ETHERNET_BYTES, QueuePlan, packet_bytes_max, size_queue
+from appliance.refusal import refused
+from appliance.spec import PortSpec, Umem
 from appliance.steering import Rule, Steering
 
 KERNEL_DROPS = ("rx_dropped", "rx_ring_full")
-
-
-@dataclass(frozen=True)
-class PortSpec:
-    """What to open. Field by field the [[port]] and [memory] tables of the configuration."""
-
-    interface: str
-    name: str = ""
-    netns: str | None = None
-    backend: str = "afxdp"
-    queues: str | Sequence[int] = "all"
-    mode: str = "auto"
-    attach: str = "auto"
-    poll: str = "irq"
-    jumbo: bool = False
-    frames: int = 8192
-    frame_bytes: int = 4096
-    hugepages: str = "auto"
-    numa: str | int = "auto"
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.queues, str) and len(set(self.queues)) != max(len(self.queues), 1):
-            raise ConfigError(f"queues: {list(self.queues)}: at least one, each once")
-        for field, value, allowed in (
-            ("backend", self.backend, ("afxdp", "loop")),
-            ("mode", self.mode, ("auto", "copy", "zerocopy")),
-            ("attach", self.attach, ("auto", "native", "generic")),
-            ("poll", self.poll, ("irq", "defer", "busy")),
-            ("hugepages", self.hugepages, ("auto", "require", "off")),
-            ("frame_bytes", self.frame_bytes, limits.FRAME_BYTES),
-        ):
-            if value not in allowed:
-                words = ", ".join(str(word) for word in allowed)
-                raise ConfigError(f"{field}: {value!r}: one of {words}")
-        if not limits.FRAMES_PER_PORT_MIN <= self.frames <= limits.FRAMES_PER_QUEUE_MAX:
-            low, high = limits.FRAMES_PER_PORT_MIN, limits.FRAMES_PER_QUEUE_MAX
-            raise ConfigError(f"frames: {self.frames}: {low}..{high}")
+OWN_DROPS = ("too_many_fragments", "bad_descriptors")
 
 
 class Attachment:
     """An open port. `start()` lets packets in; `stop()` shuts the door; `close()` takes all down.
 
-    With `rules` None the port only sends: no program is attached. `share` gives for each queue the
-    queue of another port whose UMEM is used, which forwarding without a copy needs.
+    With `rules` None the port only sends: no program is attached. `umems` gives for each queue the
+    memory that it uses; without it every queue has its own.
     """
 
     def __init__(
@@ -75,7 +37,7 @@ class Attachment:
         *,
         keep_management: bool = True,
         no_socket: str = "pass",
-        share: Sequence[Queue] | None = None,
+        umems: Sequence[Umem] | None = None,
     ) -> None:
         self.spec = spec
         self.name = spec.name or spec.interface
@@ -89,7 +51,7 @@ class Attachment:
         self._last: tuple[dict[str, Any], dict[str, Any]] | None = None
         try:
             if spec.backend == "loop":
-                self._open_loop(share)
+                self._open_loop(umems)
                 return
             if rules is not None:
                 # Compiled first: a rule that cannot be is found before anything is touched.
@@ -101,7 +63,7 @@ class Attachment:
                 )
             self.facts = interface(spec.interface, spec.netns)
             self._check()
-            self._open_afxdp(share)
+            self._open_afxdp(umems)
         except BaseException:
             self.close()
             raise
@@ -110,7 +72,7 @@ class Attachment:
 
     def _queue_numbers(self) -> list[int]:
         if self.facts is None:
-            return [0] if self.spec.queues == "all" else list(self.spec.queues)
+            return [0] if isinstance(self.spec.queues, str) else list(self.spec.queues)
         there = self.facts.queues.rx
         if isinstance(self.spec.queues, str):
             if self.spec.queues != "all":
@@ -139,27 +101,37 @@ class Attachment:
                 f"a frame: jumbo = true, or a smaller MTU"
             )
 
-    def _frames(self, plan: QueuePlan) -> Frames:
+    def _umems(self, given: Sequence[Umem] | None, queues: int) -> Sequence[Umem]:
+        if given is not None and len(given) != queues:
+            raise ConfigError(f"queues: {self.name} has {queues}, and memory for {len(given)}")
+        return given if given is not None else [Umem() for _ in range(queues)]
+
+    def _frames(self, plan: QueuePlan, umem: Umem) -> Frames:
+        """The memory of this queue, made now if it is the first on it."""
+        if umem.frames is None:
+            umem.frames = self._new_frames(plan, *umem.size)
+        return umem.frames
+
+    def _new_frames(self, plan: QueuePlan, frames: int, tx_frames: int) -> Frames:
         node = plan.numa_node if plan.numa_node is not None else -1
+        frames, tx_frames = frames or plan.frames, tx_frames or plan.tx_frames
         try:
-            return Frames(
-                plan.frames, plan.frame_bytes, plan.tx_frames, self.spec.hugepages, node
-            )
+            return Frames(frames, plan.frame_bytes, tx_frames, self.spec.hugepages, node)
         except MemoryError as error:
-            pages = -(-plan.frames * plan.frame_bytes // (2 << 20)) * len(self._queue_numbers())
+            pages = -(-frames * plan.frame_bytes // (2 << 20)) * len(self._queue_numbers())
             raise HostError(
                 f"memory for {self.name}: {error}",
                 fix=f"echo {pages} > /proc/sys/vm/nr_hugepages",
             ) from None
 
-    def _open_loop(self, share: Sequence[Queue] | None) -> None:
-        for place, number in enumerate(self._queue_numbers()):
+    def _open_loop(self, umems: Sequence[Umem] | None) -> None:
+        numbers = self._queue_numbers()
+        for number, umem in zip(numbers, self._umems(umems, len(numbers)), strict=True):
             plan = size_queue(self.name, number, self.spec.frames, self.spec.frame_bytes, 0, None)
             self.plans.append(plan)
-            frames = share[place].frames if share else self._frames(plan)
             self.queues.append(
                 LoopQueue(
-                    frames,
+                    self._frames(plan, umem),
                     number,
                     plan.rx_ring,
                     plan.tx_ring,
@@ -178,15 +150,12 @@ class Attachment:
             self._reasons.append(f"copy mode: {said.reason}")
         return "auto" if said.good else "copy"
 
-    def _open_afxdp(self, share: Sequence[Queue] | None) -> None:
+    def _open_afxdp(self, umems: Sequence[Umem] | None) -> None:
         assert self.facts is not None
         mode = self._mode()
         node = self.facts.numa_node if self.spec.numa == "auto" else int(self.spec.numa)
         numbers = self._queue_numbers()
-        if share is not None and len(share) != len(numbers):
-            raise ConfigError(
-                f"forward: {self.name} has {len(numbers)} queues, the other port {len(share)}"
-            )
+        memory = self._umems(umems, len(numbers))
         hardware_ring = self.facts.rings.rx
         for number in numbers:
             self.plans.append(
@@ -197,14 +166,12 @@ class Attachment:
         if self.spec.poll != "irq":
             self.settings = Settings(self.spec.interface, self.spec.netns)
             self.settings.polling()
-        in_netns(self.spec.netns, self._open_sockets, mode, share)
+        in_netns(self.spec.netns, self._open_sockets, mode, memory)
 
-    def _open_sockets(self, mode: str, share: Sequence[Queue] | None) -> None:
+    def _open_sockets(self, mode: str, umems: Sequence[Umem]) -> None:
         assert self.facts is not None
-        for place, plan in enumerate(self.plans):
-            other = share[place] if share else None
-            frames = other.frames if other is not None else self._frames(plan)
-            target = plan.fill_target if other is None else plan.fill_target // 2
+        for plan, umem in zip(self.plans, umems, strict=True):
+            frames = self._frames(plan, umem)
             try:
                 queue = XskQueue(
                     frames,
@@ -213,33 +180,22 @@ class Attachment:
                     plan.rx_ring,
                     plan.tx_ring,
                     plan.fill_ring,
-                    target,
+                    plan.fill_target,
                     mode,
                     self.spec.jumbo,
-                    other,
+                    umem.first,
                 )
             except OSError as error:
-                raise self._refused(error, mode) from None
+                raise refused(self.spec, mode, error) from None
             self.queues.append(queue)
+            umem.first = umem.first or queue
             if self.spec.poll != "irq":
-                with _as_port_error(f"{self.name}: "):
+                try:
                     queue.busy_poll(self.spec.poll == "busy")
+                except OSError as error:
+                    raise PortError(f"{self.name}: {error.strerror or error}") from None
             if self.steering is not None:
                 self.steering.set_socket(plan.queue, queue.fd)
-
-    def _refused(self, error: OSError, mode: str) -> OpenClawError:
-        where = self.spec.interface
-        if error.errno in (errno.EPERM, errno.EACCES):
-            return HostError(f"{where}: {error.strerror}", fix="run as root (sudo)")
-        if error.errno == errno.EAFNOSUPPORT:
-            return HostError("this kernel has no AF_XDP", fix="a kernel with CONFIG_XDP_SOCKETS=y")
-        if error.errno == errno.EBUSY:
-            return PortError(f"{where}: {error.strerror}: another program has this queue")
-        if mode == "zerocopy" and error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
-            return PortError(f"{where}: the driver refuses zero-copy: {error.strerror}")
-        if self.spec.jumbo and error.errno == errno.EINVAL:
-            return HostError(f"{where}: {error.strerror}", fix="jumbo needs Linux 6.6 or later")
-        return PortError(f"{where}: {error.strerror}")
 
     # -------------------------------------------------------------------------------- start, stop
 
@@ -310,7 +266,7 @@ class Attachment:
         drops = {name: kernel[name] for name in KERNEL_DROPS}
         for name in ("invalid_metadata", "too_many_fragments"):
             drops[name] = own[name]
-        steering = (
+        steering: dict[str, Any] = (
             self.steering.counters()
             if self.steering is not None
             else {"seen": 0, "consumed": 0, "passed": 0, "dropped": 0, "by_rule": {}, "drops": {}}
@@ -323,6 +279,11 @@ class Attachment:
             "starved": own["starved"],
             "wakeups": own["wakeups"],
             "kernel": kernel,
+            # Between the program and us: consumed = rx_frames + the sum of these.
+            "lost": {
+                **{name: kernel[name] for name in KERNEL_DROPS},
+                **{name: own[name] for name in OWN_DROPS},
+            },
         }
         return {
             "port": port,
@@ -331,9 +292,4 @@ class Attachment:
         }
 
 
-@contextlib.contextmanager
-def _as_port_error(prefix: str):
-    try:
-        yield
-    except OSError as error:
-        raise PortError(f"{prefix}{error.strerror or error}") from None
+__all__ = ["Attachment", "PortSpec", "Umem"]

@@ -5,7 +5,18 @@ Owns the list of what the rest may use, and which exceptions the compiled side r
 
 from __future__ import annotations
 
-from cython_ext import arena, bpf, capture_file, lending, memory_gauge, parser, pcap, slab_object
+from cython_ext import (
+    arena,
+    bpf,
+    capture_file,
+    compare,
+    gauge,
+    lending,
+    memory_gauge,
+    parser,
+    pcap,
+    slab_object,
+)
 from cython_ext.endpoint import Endpoint
 from cython_ext.frames import Frames
 from cython_ext.lending import Batch, Frame
@@ -40,6 +51,8 @@ __all__ = [
     "bpf",
     "bucket_upper_ns",
     "capture_file",
+    "compare",
+    "gauge",
     "memory_gauge",
     "parser",
     "pcap",

@@ -13,9 +13,9 @@ MATCH_LENGTH_MAX = 65_536  # characters of a filter expression; a list of 2,000 
 SAMPLE_MAX = 1 << 31  # one of N; the counter in the program is 32 bits wide
 PRIORITY_MAX = 255  # 0 is shed last
 RULE_ID_MAX = (1 << 30) - 1  # an offline verdict carries the id above two bits; ids are not reused
-FILTER_INSTRUCTIONS_MAX = 4_096  # of classic BPF; what the kernel takes as one filter (BPF_MAXINSNS)
-# Of all rules of a port together. Each becomes 1.6 (sets of hosts) to 4 (loads) instructions of the
-# program, whose jumps reach 32,767; more than this never fits, and LLVM would take minutes to say so.
+FILTER_INSTRUCTIONS_MAX = 4_096  # of classic BPF; BPF_MAXINSNS: what the kernel takes
+# Of all rules of a port together. Each becomes 1.6 (sets of hosts) to 4 (loads) instructions of
+# the program, whose jumps reach 32,767; more never fits, and LLVM takes minutes to say so.
 RULE_SET_INSTRUCTIONS_MAX = 16_384
 
 # ------------------------------------------------------------------ configuration
@@ -35,6 +35,15 @@ FRAMES_PER_QUEUE_MAX = 1 << 20  # 4 GiB of 4,096-byte frames for one queue
 MID_CAP_MIB_MAX = 1 << 20  # 1 TiB
 NUMA_NODES_MAX = 1024  # MAX_NUMNODES of Debian's kernels
 HOLD_MS_MAX = 3_600_000  # an hour: a longer hold is a leak
+
+# ------------------------------------------------------------------ engine
+# of cython_ext/worker.pxd: WORKER_QUEUES_MAX, CONSUMERS_MAX, ROUTE_CONSUMERS_MAX
+WORKER_QUEUES_MAX = 8  # queues that forwarding joins in one memory
+WORKER_CONSUMERS_MAX = 256  # a forward consumer counts for each queue that it sends on
+RULE_CONSUMERS_MAX = 8  # consumers of one rule
+CONTROL_CLIENTS_MAX = 64  # at once; one command line is one client
+CONTROL_MESSAGE_BYTES_MAX = 1 << 20  # 256 rules of usual length are 40 kB
+METRICS_CLIENTS_MAX = 8  # scrapes at once
 
 # ------------------------------------------------------------------ network
 MTU_MAX = 65_535  # the largest that veth takes

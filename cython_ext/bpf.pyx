@@ -161,7 +161,7 @@ cdef class Program(Descriptor):
 
     @property
     def info(self):
-        """What the kernel says of it: id, instructions after the verifier, and how many it walked."""
+        """What the kernel says of it: id, instructions, and how many the verifier walked."""
         cdef bpf_prog_info info
         cdef uint32_t size = sizeof(info)
         memset(&info, 0, sizeof(info))

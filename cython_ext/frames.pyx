@@ -13,8 +13,8 @@ from libc.stdlib cimport free, malloc
 STATE_NAMES = ("free", "cached", "fill", "rx", "leased", "tx", "completion")
 
 
-# Views reach their memory through these objects, so the cycle collector must never clear them while a
-# view is still to be released: it once destroyed a lock that the last view then waited for.
+# Views reach their memory through these objects, so the cycle collector must never clear them while
+# a view is still to be released: it once destroyed a lock that the last view then waited for.
 @cython.no_gc_clear
 cdef class Frames:
     """`Frames(frames, frame_bytes=4096, tx_frames=None, hugepages="auto", numa_node=-1)`.
@@ -71,7 +71,7 @@ cdef class Frames:
         return self.um.violations
 
     def count(self):
-        """Frames by state, read live without stopping anyone: {"total", "free", ... "completion"}."""
+        """Frames by state, live, without stopping anyone: {"total", "free", ... "completion"}."""
         cdef uint32_t i
         cdef uint32_t[256] by_state
         with nogil:
@@ -135,3 +135,14 @@ cdef class Frames:
                 frame_free(&self.um, i)
                 n += 1
         return n
+
+    def settle(self, queues):
+        """Once all queues over this memory are closed: the proof, then what the kernel had.
+
+        Returns the leaked frames of `audit`, taken with the queues' own tallies. Frames that are
+        leased stay with whoever holds them.
+        """
+        leaked = self.audit(sum(queue.filled for queue in queues),
+                            sum(queue.outstanding for queue in queues))
+        self.reclaim()
+        return leaked

@@ -14,12 +14,13 @@ Who keeps what alive (an arrow is a Python reference):
 * The arena is unmapped only after the last view: closing a port can never pull memory away.
 
 Ledger words change under the UMEM's lock (rx and tx bursts run without the GIL). Whoever holds
-that lock never waits for the GIL, so taking it with the GIL held cannot deadlock.
+that lock never waits for the GIL, so taking it with the GIL held cannot deadlock. The file is
+longer than a room should be because Lender, Batch and Frame are one protocol.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
@@ -30,7 +31,7 @@ import numpy as np
 from cython_ext.frames cimport (frame_is, frame_release_leased, oc_umem, pthread_mutex_lock,
                                 load_relaxed_u64, pthread_mutex_unlock, store_relaxed_u64,
                                 word_references)
-from cython_ext.queue cimport (FRAGS_MAX, Queue, burst_alloc, burst_dispose, burst_free, oc_burst)
+from cython_ext.queue cimport (FRAGS_MAX, burst_alloc, burst_dispose, burst_free, oc_burst)
 
 # The exceptions of the package above us, put here by its facade (imports point downward only).
 StaleFrameError = RuntimeError

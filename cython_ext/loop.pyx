@@ -13,10 +13,11 @@ from libc.string cimport memcpy, memset
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 
+from cython_ext.atomics cimport load_acquire_u64, store_release_u64
 from cython_ext.frames cimport Frames, oc_umem
-from cython_ext.queue cimport (OC_META_FRAGS, OC_META_MAGIC, OC_META_VERSION, Queue, fill_up,
-                               now_ns, oc_burst, oc_meta, oc_queue, reap, rings_rx_burst,
-                               rings_tx_burst)
+from cython_ext.bursts cimport fill_up, reap, rings_rx_burst, rings_tx_burst
+from cython_ext.queue cimport (OC_META_FRAGS, OC_META_MAGIC, OC_META_VERSION, Queue, now_ns,
+                               oc_burst, oc_meta, oc_queue)
 from cython_ext.rings cimport oc_desc, oc_ring, ring_addr, ring_desc
 
 cdef extern from "oc_xdp.h":
@@ -45,27 +46,32 @@ cdef struct oc_loop:
     uint32_t indices[16]
 
 
-cdef void wire_copy_in(oc_loop* l, const uint8_t* data, uint32_t length) noexcept nogil:
-    cdef uint64_t at = l.written & (WIRE_BYTES - 1)
+cdef uint64_t wire_copy_in(oc_loop* loop, uint64_t end, const uint8_t* data,
+                           uint32_t length) noexcept nogil:
+    """Puts bytes at `end` of the wire; returns the new end, which the caller publishes.
+
+    Only a whole packet is published: the other side may be a worker on another core.
+    """
+    cdef uint64_t at = end & (WIRE_BYTES - 1)
     cdef uint64_t first = WIRE_BYTES - at
     if first > length:
         first = length
-    memcpy(l.wire + at, data, first)
-    memcpy(l.wire, data + first, length - first)
-    l.written += length
+    memcpy(loop.wire + at, data, first)
+    memcpy(loop.wire, data + first, length - first)
+    return end + length
 
 
-cdef void wire_copy_out(oc_loop* l, uint8_t* data, uint32_t length) noexcept nogil:
-    cdef uint64_t at = l.read & (WIRE_BYTES - 1)
+cdef void wire_copy_out(oc_loop* loop, uint8_t* data, uint32_t length) noexcept nogil:
+    cdef uint64_t at = loop.read & (WIRE_BYTES - 1)
     cdef uint64_t first = WIRE_BYTES - at
     if first > length:
         first = length
-    memcpy(data, l.wire + at, first)
-    memcpy(data + first, l.wire, length - first)
-    l.read += length
+    memcpy(data, loop.wire + at, first)
+    memcpy(data + first, loop.wire, length - first)
+    loop.read += length
 
 
-cdef inline bint kernel_frame(oc_queue* q, oc_loop* l, uint64_t* addr) noexcept nogil:
+cdef inline bint kernel_frame(oc_queue* q, oc_loop* loop, uint64_t* addr) noexcept nogil:
     """The kernel's side of FILL: the next valid address, or False; invalid ones are counted."""
     cdef oc_ring* r = &q.fill
     cdef uint32_t consumer = r.consumer[0]
@@ -77,48 +83,48 @@ cdef inline bint kernel_frame(oc_queue* q, oc_loop* l, uint64_t* addr) noexcept 
         if a < q.um.bytes:
             addr[0] = a & ~<uint64_t>(q.um.frame_bytes - 1)
             return True
-        l.fill_invalid += 1
-    l.fill_empty += 1
+        loop.fill_invalid += 1
+    loop.fill_empty += 1
     return False
 
 
 cdef void kernel_receive(oc_queue* q, uint32_t packets) noexcept nogil:
     """The kernel's side of receiving: wire to frames of FILL, descriptors to RX."""
-    cdef oc_loop* l = <oc_loop*>q.backend
+    cdef oc_loop* loop = <oc_loop*>q.backend
     cdef oc_umem* um = q.um
     cdef uint32_t room = um.frame_bytes - HEADROOM
-    cdef uint32_t length, piece, n, frames, i
-    cdef uint64_t addr, read_mark
+    cdef uint32_t length, piece, frames, _n, _i
+    cdef uint64_t addr
     cdef uint32_t producer = q.rx.producer[0]
     cdef oc_desc* d
     cdef oc_meta* meta
-    for n in range(packets):
-        if l.written - l.read < 4:
+    for _n in range(packets):
+        if load_acquire_u64(&loop.written) - loop.read < 4:
             break
-        wire_copy_out(l, <uint8_t*>&length, 4)
+        wire_copy_out(loop, <uint8_t*>&length, 4)
         frames = (length + room - 1) // room if length else 1
         if (frames > 1 and not q.multi_buffer) \
                 or q.fill.producer[0] - q.fill.consumer[0] < frames:
-            l.dropped += 1
-            l.read += length
+            loop.dropped += 1
+            loop.read += length
             continue
         if q.rx.size - (producer - q.rx.consumer[0]) < frames:
-            l.ring_full += 1
-            l.read += length
+            loop.ring_full += 1
+            loop.read += length
             continue
-        for i in range(frames):
-            if not kernel_frame(q, l, &addr):
-                l.dropped += 1
-                l.read += length
+        for _i in range(frames):
+            if not kernel_frame(q, loop, &addr):
+                loop.dropped += 1
+                loop.read += length
                 break
             piece = length if length < room else room
             meta = <oc_meta*>(um.base + addr + HEADROOM - sizeof(oc_meta))
             meta.magic = OC_META_MAGIC
             meta.version = OC_META_VERSION
             meta.flags = OC_META_FRAGS if frames > 1 else 0
-            meta.rule_id = l.rule_id
+            meta.rule_id = loop.rule_id
             meta.timestamp_ns = now_ns()
-            wire_copy_out(l, um.base + addr + HEADROOM, piece)
+            wire_copy_out(loop, um.base + addr + HEADROOM, piece)
             length -= piece
             d = ring_desc(&q.rx, producer)
             d.addr = addr + HEADROOM
@@ -130,40 +136,41 @@ cdef void kernel_receive(oc_queue* q, uint32_t packets) noexcept nogil:
 
 cdef void kernel_generate(oc_queue* q, uint32_t packets) noexcept nogil:
     """As kernel_receive, without the copy: the packet stands in every frame already."""
-    cdef oc_loop* l = <oc_loop*>q.backend
+    cdef oc_loop* loop = <oc_loop*>q.backend
     cdef uint32_t i, ready = q.fill.producer[0] - q.fill.consumer[0]
     cdef uint32_t producer = q.rx.producer[0], consumer = q.fill.consumer[0]
     cdef oc_desc* d
     if packets > ready:
         packets = ready
-    if packets > l.left:
-        packets = <uint32_t>l.left
+    if packets > loop.left:
+        packets = <uint32_t>loop.left
     for i in range(packets):
         d = ring_desc(&q.rx, producer + i)
         d.addr = ring_addr(&q.fill, consumer + i)[0] + HEADROOM
-        d.len = l.generate
+        d.len = loop.generate
         d.options = 0
-    l.left -= packets
+    loop.left -= packets
     q.fill.consumer[0] = consumer + packets
     q.rx.producer[0] = producer + packets
 
 
 cdef uint32_t loop_rx_burst(oc_queue* q, oc_burst* b, uint32_t packets_max, uint32_t owner,
                             uint64_t when) noexcept nogil:
-    cdef oc_loop* l = <oc_loop*>q.backend
-    if l.generate:
+    cdef oc_loop* loop = <oc_loop*>q.backend
+    if loop.generate:
         kernel_generate(q, packets_max)
-    elif l.written != l.read:
+    elif loop.written != loop.read:
         kernel_receive(q, packets_max)
     return rings_rx_burst(q, b, packets_max, owner, when)
 
 
 cdef int loop_kick(oc_queue* q) noexcept nogil:
     """The kernel's side of sending: TX to the peer's wire, completions back."""
-    cdef oc_loop* l = <oc_loop*>q.backend
-    cdef oc_loop* to = <oc_loop*>l.peer.backend
+    cdef oc_loop* loop = <oc_loop*>q.backend
+    cdef oc_loop* to = <oc_loop*>loop.peer.backend
     cdef uint32_t consumer = q.tx.consumer[0], end = q.tx.producer[0]
     cdef uint32_t last, i, length
+    cdef uint64_t written
     cdef oc_desc* d
     while consumer != end:
         last = consumer
@@ -178,19 +185,20 @@ cdef int loop_kick(oc_queue* q) noexcept nogil:
             if not d.options & XDP_PKT_CONTD or last == end:
                 break
         if length > PACKET_MAX:
-            l.tx_invalid += 1
+            loop.tx_invalid += 1
             consumer = last
             continue
         if WIRE_BYTES - (to.written - to.read) < length + 4 \
                 or q.completion.size - (q.completion.producer[0] - q.completion.consumer[0]) \
                 < last - consumer:
             break                 # the wire is full: the descriptors wait, as in the kernel
-        wire_copy_in(to, <uint8_t*>&length, 4)
+        written = wire_copy_in(to, to.written, <uint8_t*>&length, 4)
         for i in range(last - consumer):
             d = ring_desc(&q.tx, consumer + i)
-            wire_copy_in(to, q.um.base + d.addr, d.len)
+            written = wire_copy_in(to, written, q.um.base + d.addr, d.len)
             ring_addr(&q.completion, q.completion.producer[0])[0] = d.addr
             q.completion.producer[0] += 1
+        store_release_u64(&to.written, written)
         consumer = last
     q.tx.consumer[0] = consumer
     return 0
@@ -262,7 +270,8 @@ cdef class LoopQueue(Queue):
         packet = (header + bytes(4096))[:length]
         cdef const uint8_t* source = packet
         for i in range(um.rx_frames):
-            meta = <oc_meta*>(um.base + (<uint64_t>i << um.frame_shift) + HEADROOM - sizeof(oc_meta))
+            meta = <oc_meta*>(um.base + (<uint64_t>i << um.frame_shift) + HEADROOM
+                              - sizeof(oc_meta))
             meta.magic = OC_META_MAGIC
             meta.version = OC_META_VERSION
             meta.rule_id = self.loop.rule_id
@@ -277,21 +286,23 @@ cdef class LoopQueue(Queue):
 
     def connect(self, LoopQueue peer not None):
         """What this queue sends arrives at `peer` (itself, at first)."""
-        self.peer = peer
+        self.peer = None if peer is self else peer  # a cycle would never be collected
         self.loop.peer = &peer.q
 
     def inject(self, data):
         """Puts one packet on the wire; False if the wire is full."""
         cdef Py_buffer view
         cdef uint32_t length
+        cdef uint64_t written
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
             if view.len > PACKET_MAX or WIRE_BYTES - (self.loop.written - self.loop.read) \
                     < <uint64_t>view.len + 4:
                 return False
             length = view.len
-            wire_copy_in(&self.loop, <uint8_t*>&length, 4)
-            wire_copy_in(&self.loop, <const uint8_t*>view.buf, length)
+            written = wire_copy_in(&self.loop, self.loop.written, <uint8_t*>&length, 4)
+            written = wire_copy_in(&self.loop, written, <const uint8_t*>view.buf, length)
+            store_release_u64(&self.loop.written, written)
         finally:
             PyBuffer_Release(&view)
         return True

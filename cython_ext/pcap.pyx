@@ -101,7 +101,7 @@ cdef class Filter:
         self.code = NULL
 
     cdef bint run(self, const uint8_t *packet, uint32_t wirelen, uint32_t caplen) noexcept nogil:
-        """Whether the packet matches; `caplen` bytes are there, `len` in the filter is `wirelen`."""
+        """Whether the packet matches; `caplen` bytes are there, the filter's `len` is `wirelen`."""
         return bpf_filter(self.code, packet, wirelen, caplen) != 0
 
     def match(self, packet, wire_length=None):

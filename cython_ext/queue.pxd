@@ -62,7 +62,7 @@ cdef struct oc_queue:
     uint32_t (*tx_burst)(oc_queue*, const uint32_t*, const uint64_t*, const uint32_t*,
                          const uint32_t*, uint32_t) noexcept nogil
     int (*kick)(oc_queue*) noexcept nogil       # makes the kernel send what was queued
-    int (*nudge)(oc_queue*) noexcept nogil      # makes the kernel receive, where it wants to be asked
+    int (*nudge)(oc_queue*) noexcept nogil      # makes the kernel receive, where it must be asked
     void* backend
     # figures; one writer (the UMEM's owner), relaxed readers
     uint64_t rx_frames
@@ -79,13 +79,6 @@ cdef Py_ssize_t burst_alloc(oc_burst* b, uint32_t packets_max, uint32_t frags_ma
 cdef void burst_dispose(oc_burst* b) noexcept nogil
 cdef uint32_t burst_free(oc_umem* um, const oc_burst* b) noexcept nogil
 
-cdef uint32_t fill_up(oc_queue* q, uint32_t more) noexcept nogil
-cdef uint32_t rings_rx_burst(oc_queue* q, oc_burst* b, uint32_t packets_max, uint32_t owner,
-                             uint64_t now_ns) noexcept nogil
-cdef uint32_t rings_tx_burst(oc_queue* q, const uint32_t* frame, const uint64_t* addr,
-                             const uint32_t* length, const uint32_t* options,
-                             uint32_t n) noexcept nogil
-cdef uint32_t reap(oc_queue* q) noexcept nogil
 cdef uint64_t now_ns() noexcept nogil
 
 cdef class Queue:

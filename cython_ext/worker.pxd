@@ -3,7 +3,7 @@ from libc.stdint cimport int32_t, uint32_t, uint64_t
 from cython_ext.queue cimport oc_burst, oc_queue
 
 cdef enum:
-    CONSUMERS_MAX = 64            # of one appliance
+    CONSUMERS_MAX = 256           # of one worker; one that forwards counts for each queue
     ROUTE_CONSUMERS_MAX = 8       # of one rule
     WORKER_QUEUES_MAX = 8         # ports that share one UMEM (forwarding between them)
     HISTOGRAM = 1024              # 64 powers of two, 16 steps each: 6 % resolution

@@ -7,8 +7,7 @@ queue had anything for a while it sleeps in poll(), unless the port polls busily
 of its UMEM; nobody else moves them while it runs. Starting, pinning and stopping the thread is the
 engine's; so is everything that a round does not need.
 """
-from libc.errno cimport EINTR, errno
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
@@ -16,11 +15,13 @@ import os
 
 import numpy as np
 
-from cython_ext.atomics cimport (count_u64, likely, load_acquire_u32, load_acquire_u64,
-                                 store_release_u32, store_release_u64, store_relaxed_u64, unlikely)
-from cython_ext.frames cimport Frames, frame_free, frames_free, oc_umem
+from cython_ext.atomics cimport (count_u64, likely, load_acquire_u32,
+                                 store_release_u32, store_release_u64, unlikely)
+from cython_ext.frames cimport frame_free, frames_free, oc_umem
+from cython_ext.bursts cimport reap
+from cython_ext.histogram cimport record_latency
 from cython_ext.queue cimport (BURST, FRAGS_MAX, Queue, burst_alloc, burst_dispose, now_ns,
-                               oc_burst, oc_queue, reap)
+                               oc_burst, oc_queue)
 
 cdef extern from "<poll.h>" nogil:
     struct pollfd:
@@ -34,24 +35,12 @@ cdef extern from "oc_xdp.h":
     enum:
         XDP_PKT_CONTD
 
-cdef extern from * nogil:
-    int clz "__builtin_clzll"(unsigned long long)
-
 cdef enum:
     TX_MAX = 1024                 # descriptors gathered for one lane in one round
     SPIN_NS = 20000               # look again for this long before sleeping: a wake-up costs ~5 us
     SLEEP_MS = 100                # longest sleep; stop is noticed sooner, through the eventfd
 
 KINDS = {"count": COUNT, "drop": DROP, "reflect": REFLECT, "forward": FORWARD}
-
-
-cdef inline uint32_t bucket_of(uint64_t ns) noexcept nogil:
-    """Log-linear: power of two and the four bits below it (as in HdrHistogram)."""
-    cdef uint32_t power
-    if ns < 16:
-        return <uint32_t>ns
-    power = 63 - clz(ns)
-    return (power - 3) * 16 + <uint32_t>((ns >> (power - 4)) & 15)
 
 
 def bucket_upper_ns(uint32_t bucket):
@@ -104,7 +93,7 @@ cdef void deliver(oc_worker* w, oc_lane* lane, const oc_burst* b, uint64_t when)
     cdef uint64_t total
     cdef const uint32_t* rules = b.rule_id
     cdef const uint32_t* lengths = b.length
-    record_latency(w, b, when)
+    record_latency(w.latency, &w.latency_max, b.timestamp_ns, n, when)
     while i < n:
         rule = rules[i]
         end = i
@@ -114,26 +103,6 @@ cdef void deliver(oc_worker* w, oc_lane* lane, const oc_burst* b, uint64_t when)
             end += 1
         deliver_run(w, lane, b, route_of(lane.routes, rule), i, end, total)
         i = end
-
-
-cdef void record_latency(oc_worker* w, const oc_burst* b, uint64_t when) noexcept nogil:
-    """XDP timestamp to this burst, for every packet; equal buckets in a row are one addition."""
-    cdef const uint64_t* timestamps = b.timestamp_ns
-    cdef uint32_t i, bucket, last = 0, same = 0
-    cdef uint64_t took, largest = w.latency_max
-    for i in range(b.packets):
-        took = when - timestamps[i] if when > timestamps[i] else 0
-        bucket = bucket_of(took)
-        if unlikely(took > largest and timestamps[i] != 0):
-            largest = took
-        if likely(bucket == last):
-            same += 1
-            continue
-        w.latency[last] += same
-        last = bucket
-        same = 1
-    w.latency[last] += same
-    w.latency_max = largest
 
 
 cdef void deliver_run(oc_worker* w, oc_lane* lane, const oc_burst* b, const oc_route* route,
@@ -261,7 +230,7 @@ cdef class Worker:
     cdef pollfd[WORKER_QUEUES_MAX + 1] waits
     cdef uint32_t n_waits
     cdef int wake_fd
-    cdef list retired                     # addresses of route tables that were replaced
+    cdef list retired                     # (route table that was replaced, round of that moment)
 
     def __cinit__(self, list queues, list consumers):
         cdef Queue queue
@@ -337,9 +306,25 @@ cdef class Worker:
             table.slots[i].n = len(numbers)
             for k in range(len(numbers)):
                 table.slots[i].consumer[k] = numbers[k]
-        if self.w.lanes[lane].routes != NULL:
-            self.retired.append(<uintptr_t>self.w.lanes[lane].routes)
+        old = <uintptr_t>self.w.lanes[lane].routes
         store_release_u64(<uint64_t*>&self.w.lanes[lane].routes, <uint64_t>table)
+        self._prune()
+        if old:
+            self.retired.append((old, load_acquire_u32(&self.w.round)))
+
+    cdef _prune(self):
+        """Frees replaced tables that no round can be looking at: two have ended since.
+
+        The first may have begun before the new table could be seen; the second began after.
+        """
+        cdef uint32_t now = load_acquire_u32(&self.w.round)
+        kept = []
+        for address, then in self.retired:
+            if (now - <uint32_t>then) < <uint32_t>2:
+                kept.append((address, then))
+            else:
+                free(<void*><uintptr_t>address)
+        self.retired = kept
 
     def run(self, uint64_t limit=<uint64_t>-1, cpu=None):
         """Runs on the calling thread until stop(), or until `limit` packets were taken.
@@ -391,7 +376,7 @@ cdef class Worker:
             free(self.w.lanes[i].bytes)
             free(self.w.lanes[i].options)
             free(self.w.lanes[i].consumer)
-        for address in self.retired or ():
+        for address, _ in self.retired or ():
             free(<void*><uintptr_t>address)
         burst_dispose(&self.b)
         if self.wake_fd >= 0:

@@ -19,9 +19,9 @@ import os
 import time
 
 from cython_ext.frames cimport Frames, pthread_mutex_lock, pthread_mutex_unlock
-from cython_ext.queue cimport (Queue, fill_up, now_ns, oc_burst, oc_queue, reap, rings_rx_burst,
-                               rings_tx_burst)
-from cython_ext.rings cimport oc_desc, oc_ring
+from cython_ext.bursts cimport fill_up, reap, rings_rx_burst, rings_tx_burst
+from cython_ext.queue cimport Queue, oc_queue
+from cython_ext.rings cimport oc_desc, oc_ring, ring_ready
 from cython_ext.atomics cimport load_acquire_u32
 
 cdef extern from "oc_xdp.h" nogil:
@@ -82,7 +82,7 @@ cdef extern from "<sys/mman.h>" nogil:
     void* MAP_FAILED
 
 cdef enum:
-    KICKS_MAX = 256           # sendto() calls for one kick: 256 * 32 descriptors drain any ring we allow
+    KICKS_MAX = 256           # sendto() calls for one kick: each moves 32 descriptors
 
 
 cdef int xsk_kick(oc_queue* q) noexcept nogil:
@@ -91,8 +91,8 @@ cdef int xsk_kick(oc_queue* q) noexcept nogil:
     EAGAIN means "ask again", EBUSY and ENOBUFS that the device is full; ENETDOWN that the link is
     away: the descriptors stay in the ring for the next kick.
     """
-    cdef int i, error
-    for i in range(KICKS_MAX):
+    cdef int _i, error
+    for _i in range(KICKS_MAX):
         if load_acquire_u32(q.tx.consumer) == q.tx.mine:
             return 0
         if not (load_acquire_u32(q.tx.flags) & XDP_RING_NEED_WAKEUP) and not q.drive:
@@ -112,8 +112,13 @@ cdef int xsk_kick(oc_queue* q) noexcept nogil:
 
 
 cdef int xsk_nudge(oc_queue* q) noexcept nogil:
-    """Drives receiving where the kernel waits for us: busy polling, or FILL that it found empty."""
-    if q.drive or load_acquire_u32(q.fill.flags) & XDP_RING_NEED_WAKEUP:
+    """Drives receiving where the kernel waits for us: busy polling, or FILL that it found empty.
+
+    Packets that lie in the ring already are taken first: asking for more would be one system call
+    a burst, for packets that we then leave in the ring.
+    """
+    if (q.drive and ring_ready(&q.rx, 1) == 0) \
+            or load_acquire_u32(q.fill.flags) & XDP_RING_NEED_WAKEUP:
         q.wakeups += 1
         recvfrom(q.fd, NULL, 0, MSG_DONTWAIT, NULL, NULL)
     return 0
@@ -203,7 +208,8 @@ cdef class XskQueue(Queue):
         if size != sizeof(offsets):
             raise OSError(0, "ring offsets: this kernel is older than 5.4")
         self._map_one(0, &self.q.fill, &offsets.fr, XDP_UMEM_PGOFF_FILL_RING, fill_ring, 8)
-        self._map_one(1, &self.q.completion, &offsets.cr, XDP_UMEM_PGOFF_COMPLETION_RING, tx_ring, 8)
+        self._map_one(1, &self.q.completion, &offsets.cr, XDP_UMEM_PGOFF_COMPLETION_RING,
+                      tx_ring, 8)
         self._map_one(2, &self.q.rx, &offsets.rx, XDP_PGOFF_RX_RING, rx_ring, sizeof(oc_desc))
         self._map_one(3, &self.q.tx, &offsets.tx, XDP_PGOFF_TX_RING, tx_ring, sizeof(oc_desc))
 
@@ -276,7 +282,7 @@ cdef class XskQueue(Queue):
         self.q.busy = never_sleep
 
     def kernel_statistics(self):
-        """The six drop counters of the socket, as the kernel counts them (last ones after close)."""
+        """The six drop counters of the socket, as the kernel counts them; after close, the last."""
         cdef xdp_statistics s
         cdef unsigned size = sizeof(s)
         memset(&s, 0, sizeof(s))

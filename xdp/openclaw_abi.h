@@ -11,14 +11,14 @@
 /* ------------------------------------------------------------------ limits */
 #define OC_RULES_MAX 256u      /* rules in one program; a program with 256 stays under 1 s of bcc */
 #define OC_QUEUES_MAX 128u     /* entries of the socket map: queues of one interface */
-#define OC_WINDOW 128u         /* Ethernet 14, 3 VLAN, IPv6 40, extension headers, TCP 20: with room */
+#define OC_WINDOW 128u         /* Ethernet 14, 3 VLAN tags 12, IPv6 40, TCP 20, and room */
 #define OC_RULE_NONE 0u        /* rule id 0: no rule decided */
 
 /* ---------------------------------------------------- maps of the steering program.
  * The compiler knows them by these numbers; the loader puts descriptors in their place. */
 #define OC_MAP_SOCKETS 1       /* XSKMAP: queue -> AF_XDP socket; survives a swap of rules */
 #define OC_MAP_COUNTERS 2      /* per-CPU array of one struct oc_counters; fresh for each program */
-#define OC_MAP_SHED 3          /* array of one u32: 0 off, else drop rules of this priority or above */
+#define OC_MAP_SHED 3          /* array of one u32: 0 off, else drop this priority and above */
 #define OC_MAP_IDS 4           /* array of one u32[OC_RULES_MAX]: place of a rule -> its id */
 
 /* ------------------------------------------- metadata record, 16 bytes, in front of the packet */
@@ -67,13 +67,14 @@ struct oc_counters {
 	unsigned long long seen;
 	unsigned long long consumed;             /* handed to an AF_XDP socket */
 	unsigned long long passed;               /* left to the kernel, whatever the reason */
-	unsigned long long management;           /* of those: ARP, ND, DHCP, SSH that no rule names */
+	unsigned long long management;           /* of those: management that no rule names */
 	unsigned long long dropped[OC_DROP_MAX]; /* by reason */
 	unsigned long long rules[OC_RULES_MAX];  /* packets that the rule decided */
 	unsigned int scratch[16];                /* of the program at work; no counter */
 	unsigned char window[OC_WINDOW];         /* jumbo programs: the first bytes of the packet */
 };
-_Static_assert(sizeof(struct oc_counters) == 8 * (4 + 64 + 256 + 8 + 16), "user space reads it as u64[]");
+_Static_assert(sizeof(struct oc_counters) == 8 * (4 + 64 + 256 + 8 + 16),
+	       "user space reads it as u64[]");
 
 /* ------------------------------------------------- what an offline program returns:
  * rule id << OC_VERDICT_BITS | verdict. Ids stay below 2^30. */

@@ -83,10 +83,10 @@
 
 struct oc_packet {
 	unsigned short l3_offset;      /* of the IP or ARP header; 0: none */
-	unsigned short l4_offset;      /* of the transport header; 0: none, or none in this fragment */
-	unsigned short payload_offset; /* behind the transport header, or of a later fragment's data */
+	unsigned short l4_offset;      /* of the transport header; 0: none in this packet */
+	unsigned short payload_offset; /* behind the transport header, or fragment data */
 	unsigned short eth_type;       /* behind the VLAN tags; below 1536 it is an 802.3 length */
-	unsigned short vlan[OC_VLAN_MAX]; /* tag control information, outermost first; id: & 0xfff */
+	unsigned short vlan[OC_VLAN_MAX]; /* tag control, outermost first; id: & 0xfff */
 	unsigned char vlan_count;
 	unsigned char mpls_count;
 	unsigned char ip_version; /* 4, 6 or 0 */
@@ -339,7 +339,7 @@ OC_INLINE int oc_transport(struct oc_cursor *c, struct oc_packet *p, unsigned in
 
 	if (proto == OC_IP_NONE && p->ip_version == 6)
 		return -1;
-	if (c->pos + 1 > c->end) /* complete without a byte: `left` is 0, and that is no truncation */
+	if (c->pos + 1 > c->end) /* complete without a byte: that is no truncation */
 		return c->left ? oc_stop(p, OC_PKT_TRUNCATED) : -1;
 	if (!c->left)
 		return -1;

@@ -90,8 +90,8 @@ static long (*oc_xdp_load_bytes)(struct xdp_md *ctx, unsigned int offset, void *
 	} while (0)
 #endif
 #define OC_END_PASS (OC_OFFLINE ? OC_VERDICT_PASS : XDP_PASS)
-/* Ends the program here. A plain return in front of the rules becomes a jump to the end behind them,
- * which can be farther than a BPF jump reaches; the compiler (LLVM 14) does not notice. */
+/* Ends the program here. A plain return in front of the rules becomes a jump to the end behind
+ * them, which can be farther than a BPF jump reaches; the compiler (LLVM 14) does not notice. */
 #define OC_EXIT_NOW(value)                                                            \
 	do {                                                                          \
 		asm volatile("r0 = %0\n\texit" : : "i"(value));                       \
@@ -103,7 +103,7 @@ static long (*oc_xdp_load_bytes)(struct xdp_md *ctx, unsigned int offset, void *
 int oc_steer(struct xdp_md *ctx)
 {
 	unsigned char *data, *data_end;
-	unsigned int A, X, len, len_here, word = 0, zero = 0;
+	unsigned int A, X, len, len_here, size, word = 0, zero = 0;
 	unsigned int id, hit = 0, every = 0, flags = 0;
 	unsigned long long matched;
 	unsigned int *shed, *ids;
@@ -134,8 +134,8 @@ int oc_steer(struct xdp_md *ctx)
 #if OC_JUMBO
 	len_here = oc_xdp_get_buff_len(ctx);
 	/* The size as the verifier can follow it: 1 to OC_WINDOW, whatever len_here is. */
-	if (oc_xdp_load_bytes(ctx, 0, count->window,
-			      len_here < OC_WINDOW ? ((len_here - 1) & (OC_WINDOW - 1)) + 1 : OC_WINDOW))
+	size = len_here < OC_WINDOW ? ((len_here - 1) & (OC_WINDOW - 1)) + 1 : OC_WINDOW;
+	if (oc_xdp_load_bytes(ctx, 0, count->window, size))
 		len_here = 0;
 #else
 	len_here = data_end - data;
@@ -174,8 +174,8 @@ int oc_steer(struct xdp_md *ctx)
 #if OC_OFFLINE
 	OC_END(count->consumed, id, OC_VERDICT_CONSUME, XDP_PASS);
 #else
-	/* Only chooses the socket; the redirection happens when we return XDP_REDIRECT. Asked first,
-	 * so that a packet that stays with the kernel carries no metadata. */
+	/* Only chooses the socket; the redirection happens when we return XDP_REDIRECT. Asked
+	 * first, so that a packet that stays with the kernel carries no metadata. */
 	if (oc_redirect(OC_MAP(OC_MAP_SOCKETS), ctx->rx_queue_index, XDP_PASS) != XDP_REDIRECT) {
 #if OC_NO_SOCKET_DROP
 		OC_DROP(id, OC_DROP_no_socket);

@@ -4,8 +4,8 @@
  * and with the meaning of libpcap's bpf_filter: what lies beyond the packet means "no match".
  * Owns the macros that appliance/steering/translate.py writes calls of; it knows no rule.
  *
- * Every macro uses, of the function that it stands in: ctx, data, data_end, count, len_here, word (a
- * u32 on the stack), and the registers A and X. `no` is the label for "this rule does not match".
+ * Every macro uses, of the function that it stands in: ctx, data, data_end, count, len_here, word
+ * (a u32 on the stack), and the registers A and X. `no` is the label for "no match".
  */
 #ifndef OPENCLAW_STEER_LOAD_H
 #define OPENCLAW_STEER_LOAD_H

@@ -1,4 +1,7 @@
-"""`openclaw rules`: checks rules, and tests them over a capture. The work is appliance.steering's."""
+"""`openclaw rules`: checks rules, tests them over a capture, lists and swaps those that run.
+
+The work is appliance.steering's, and over the control socket appliance.engine's.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import click
 from appliance import config as configuration
 from appliance.capture import read_capture
 from appliance.cli import output
+from appliance.engine import client
 from appliance.errors import ConfigError
 from appliance.steering import Rule, Steering, Verdicts, decide
 
@@ -64,6 +68,39 @@ def test(
     if each:
         result["verdicts"] = found.pairs()
     out.result(result, lambda data: _render_test(out, data, rules))
+
+
+@command.command("list")
+@click.option("--socket", default=client.SOCKET, show_default=True, help="The control socket.")
+@output.json_option
+def list_(out: output.Output, socket: str) -> None:
+    """The rules of the running appliance, in the order in which they are tried."""
+    out.result({"rules": client.ask(socket, "rules.list")}, _render_list)
+
+
+@command.command()
+@click.argument("file")
+@click.option("--socket", default=client.SOCKET, show_default=True, help="The control socket.")
+@output.json_option
+def swap(out: output.Output, file: str, socket: str) -> None:
+    """Replace the rules of the running appliance by those of FILE, without losing a packet.
+
+    FILE is a whole configuration; only its rules are taken. Unchanged rules keep their ids.
+    """
+    config = configuration.load(file)
+    rules = [entry.model_dump(mode="json", exclude_unset=True) for entry in config.rules]
+    found = client.ask(socket, "rules.swap", rules=rules, timeout_s=client.SWAP_S)
+    out.result({"rules": found}, _render_list)
+
+
+def _render_list(data: dict[str, Any]) -> Any:
+    rows = [
+        [rule["id"], rule["port"], rule["action"], rule["priority"], rule["packets"],
+         ", ".join(rule["consumers"]), rule["match"] or "(everything)"]
+        for rule in data["rules"]
+    ]
+    columns = ["rule", "port", "action", "priority", "packets", "consumers", "match"]
+    return output.table(None, columns, rows)
 
 
 def _rules_of(file: str, port: str | None) -> list[Rule]:

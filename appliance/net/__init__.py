@@ -7,12 +7,14 @@ sockets; those who do call `in_netns` to work where the interface is.
 from appliance.net import lab
 from appliance.net.interface import InterfaceInfo, interface, interfaces, link_statistics
 from appliance.net.lab import Lab
+from appliance.net.link import Link
 from appliance.net.namespace import in_netns, namespaces
 from appliance.net.settings import Settings, recover
 
 __all__ = [
     "InterfaceInfo",
     "Lab",
+    "Link",
     "Settings",
     "in_netns",
     "interface",

@@ -21,7 +21,7 @@ def main() -> int:
     try:
         from bcc import BPF
     except ImportError as error:
-        reply = {"missing": str(error)}
+        reply: dict[str, object] = {"missing": str(error)}
     else:
         try:
             module = BPF(text=request["text"], cflags=request["flags"])

@@ -89,5 +89,5 @@ def _trouble(reply: dict[str, str], log: str) -> OpenClawError:
     else:
         lines = [line for line in log.splitlines() if "error:" in line]
         error = HostError(f"bcc did not compile the rules: {(lines or [reply['failed']])[0]}")
-    error.log = log  # type: ignore[attr-defined]
+    error.log = log  # type: ignore[union-attr]
     return error

@@ -1,13 +1,14 @@
 """Filter expressions to classic BPF, within a time limit.
 
-Owns the check of the text and the choice where libpcap works. Its optimizer takes time that grows
-with the third power of the alternatives and cannot be interrupted: 100 hosts 0.07 s, 400 hosts 4 s,
-2,000 hosts many minutes (measured, libpcap 1.10.3). So a long expression is compiled in a child that
-is ended when it takes too long, and a short one, for which it cannot, here.
+Owns the check of the text and the choice where libpcap works. Its optimizer's time grows with the
+third power of the alternatives, and nothing interrupts it: 100 hosts 0.07 s, 400 hosts 4 s,
+2,000 hosts many minutes (measured, libpcap 1.10.3). So a long expression is compiled in a child
+that is ended when it takes too long, and a short one, for which it cannot, here.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from appliance.dataplane import pcap
 from appliance.errors import ConfigError, HostError
-from appliance.limits import MATCH_LENGTH_MAX
+from appliance.limits import MATCH_LENGTH_MAX, RULES_MAX
 from appliance.steering.translate import Instruction, translate
 
 CHILD = Path(__file__).with_name("filter_child.py")
@@ -32,15 +33,19 @@ def compile_match(match: str, where: str = "match") -> list[Instruction]:
     if len(match) > MATCH_LENGTH_MAX:
         raise ConfigError(f"{where}: {len(match)} characters: at most {MATCH_LENGTH_MAX}")
     try:
-        if len(match) <= INLINE_CHARACTERS:
-            code = pcap.compile_filter(match)
-        else:
-            code = _in_child(match)
-        translate(code, "r", "")  # says here, with the place, what it could not do
+        return list(_compiled(match))
     except (ValueError, ConfigError) as error:
         quoted = match if len(match) <= QUOTED_MAX else match[:QUOTED_MAX] + "..."
         raise ConfigError(f"{where}: {quoted!r}: {error}") from None
-    return code
+
+
+@functools.lru_cache(maxsize=RULES_MAX)
+def _compiled(match: str) -> tuple[Instruction, ...]:
+    """Kept, so that a swap does not wait again for the rules that stay."""
+    short = len(match) <= INLINE_CHARACTERS
+    code = pcap.compile_filter(match) if short else _in_child(match)
+    translate(code, "r", "")  # says here, with the place, what it could not do
+    return tuple(code)
 
 
 def _in_child(match: str) -> list[Instruction]:

@@ -12,8 +12,10 @@ import os
 import platform
 import re
 import shutil
+import stat
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from appliance.errors import HostError
 SOURCES = Path("/usr/src")
 MODULES = Path("/lib/modules")
 KHEADERS = Path("/sys/kernel/kheaders.tar.xz")
+PREFIX = "openclaw-headers-"
+STALE_S = 3600  # no compilation lives so long (compiler.COMPILE_S)
 # The kernel's names of architectures, as bcc asks for them: arch/<name>/include.
 ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64", "ppc64le": "powerpc", "riscv64": "riscv"}
 DEBIAN_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64el"}
@@ -68,7 +72,8 @@ def tree() -> Iterator[Path]:
     trees = candidates()
     if not trees and not KHEADERS.exists():
         raise HostError("no kernel headers found for bcc", fix=install_command())
-    with tempfile.TemporaryDirectory(prefix="openclaw-headers-") as made:
+    _sweep()
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as made:
         root = Path(made)
         if trees:
             for part in ("include", f"arch/{architecture()}/include"):
@@ -76,6 +81,16 @@ def tree() -> Iterator[Path]:
         else:
             _unpack(root)
         yield root
+
+
+def _sweep() -> None:
+    """Removes trees of ours that a killed process left: links only, an hour old or more."""
+    for left in Path(tempfile.gettempdir()).glob(PREFIX + "*"):
+        with contextlib.suppress(OSError):
+            status = left.lstat()
+            old = time.time() - status.st_mtime > STALE_S
+            if old and stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def describe() -> str:

@@ -4,8 +4,9 @@ Owns the offline variant of the program: it returns rule and verdict instead of 
 the wire length from the capture, so that `len` means in a truncated capture what tcpdump means.
 
 What the kernel cannot run is decided by libpcap's interpreter, with the same rules in the same
-order: packets under 14 bytes (no Ethernet header; no wire carries them) and those over 65,535. There
-no management guard applies, and a rule with action sample passes them. Sampling counts on one CPU.
+order: packets under 14 bytes (no Ethernet header; no wire carries them) and those over 65,535.
+There no management guard applies, and a rule with action sample passes them. Sampling counts on
+one CPU.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ VERDICT_BITS = 2
 PASS, CONSUME, DROP = range(3)
 ETHERNET_HEADER = 14  # the kernel runs nothing shorter
 RUN_MAX = 65_535  # a load in the program reaches no further
-# A test run's first buffer holds a page less headroom (256), shared info (320) and our metadata (8):
-# 3,512 bytes with 4 KiB pages. What is longer needs the program that takes fragments.
+# A test run's first buffer holds a page less headroom (256), shared info (320) and our metadata
+# (8): 3,512 bytes with 4 KiB pages. What is longer needs the program that takes fragments.
 LINEAR_MAX = 3_500
 
 

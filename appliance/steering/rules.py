@@ -74,7 +74,7 @@ def number(rules: Sequence[Rule], before: Sequence[Numbered] = (), ids=None) -> 
     `ids` replaces the process-wide numbering; offline verdicts count from 1 in every call.
     """
     if not rules:
-        raise ConfigError("no rule: a port without rules would hide its traffic; write at least one")
+        raise ConfigError("no rule: a port without rules is refused; write at least one")
     if len(rules) > RULES_MAX:
         raise ConfigError(f"{len(rules)} rules: at most {RULES_MAX} per port")
     known: dict[Rule, list[Numbered]] = {}
@@ -116,7 +116,7 @@ def named(code: Sequence[translate.Instruction]) -> int:
     the protocol's number. Loads that can reach a comparison are followed through forward jumps.
     """
     result = 0
-    reaching: list[set[int]] = [set() for _ in code] + [set()]
+    reaching: list[set[int]] = [set() for _ in range(len(code) + 1)]
     for pc, instruction in enumerate(code):
         opcode, _, _, k = instruction
         kind, widths = opcode & 7, reaching[pc]

@@ -1,8 +1,8 @@
 """Steering of one port: its rules as a running program, and what it counted.
 
-Owns the socket map, the shed threshold, the programs with their counters, and the link. It does not
-own interfaces or sockets. Order of life: make it (compiles and loads), set the sockets, attach; then
-swap as often as needed; detach, clear the sockets, close. All methods may be called from any thread.
+Owns the socket map, the shed threshold, the programs with their counters, and the link. Interfaces
+and sockets are the caller's. Order of life: make it (compiles and loads), set the sockets, attach;
+then swap as often as needed; detach, clear the sockets, close. Any thread may call any method.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Steering:
         numbered = ruleset.number(rules)
         self._options = Options(jumbo, False, keep_management, no_socket)
         self._lock = threading.RLock()
+        self._swapping = threading.Lock()
         self._link: bpf.Link | None = None
         self._closed = False
         self._retired: list[tuple[float, Loaded]] = []
@@ -127,22 +128,24 @@ class Steering:
         Rules that stay as they are keep their ids. When anything fails, the old rules run on.
         `publish` is called with the new rules and their ids before any packet can meet them.
         """
-        with self._lock:
+        with self._swapping:  # one at a time; the lock is free while compiling takes its time
             before = self._alive()
             fresh = Loaded(ruleset.number(rules, before.rules), self._options, self._shared)
             try:
                 if publish is not None:
                     publish([(rule.id, rule.rule) for rule in fresh.rules])
-                if self._link is not None:
-                    with kernel_errors("the steering program cannot be replaced"):
-                        self._link.update(fresh.program)
+                with self._lock:
+                    self._alive()
+                    if self._link is not None:
+                        with kernel_errors("the steering program cannot be replaced"):
+                            self._link.update(fresh.program)
+                    self._current = fresh
+                    before.program.close()
+                    self._retired.append((time.monotonic(), before))
+                    self._fold()
             except BaseException:
                 fresh.close()
                 raise
-            self._current = fresh
-            before.program.close()
-            self._retired.append((time.monotonic(), before))
-            self._fold()
 
     def detach(self) -> None:
         """Takes the program off the interface; nothing happens when it is off."""

@@ -1,9 +1,9 @@
 """Classic BPF to C: one filter becomes straight-line code with the meaning of libpcap's bpf_filter.
 
 Pure functions on lists of (code, jt, jf, k). What comes out is built of fixed text and of numbers
-from the bytecode, never of the filter's own text, so no expression can write C. The macros that the
-code calls (bounds checks, byte order, jumbo packets) are xdp/steer_load.h's. It does not know rules,
-maps or libpcap.
+from the bytecode, never of the filter's own text, so no expression can write C. The macros that
+the code calls (bounds checks, byte order, jumbo packets) are xdp/steer_load.h's. It does not know
+rules, maps or libpcap.
 """
 
 from __future__ import annotations

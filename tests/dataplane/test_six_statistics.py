@@ -1,4 +1,4 @@
-"""Each of the six drop counters of an AF_XDP socket, provoked alone and reported, and no frame lost.
+"""Each of the six drop counters of an AF_XDP socket, provoked alone, and no frame lost.
 
 They are the kernel's: `XDP_STATISTICS`. The queue is opened by hand where the port would, rightly,
 refuse to be set up so badly.

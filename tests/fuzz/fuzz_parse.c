@@ -124,7 +124,7 @@ static void check_management(const struct oc_packet *p)
 		HOLDS(p->ip_proto == 17 && p->has_ports);
 }
 
-/* Parses a copy in a block of exactly `size` bytes; the result must not depend on what *out held. */
+/* Parses a copy in a block of exactly `size` bytes; what *out held before must not matter. */
 static int parse_exactly(const uint8_t *frame, size_t size, struct oc_packet *out)
 {
 	uint8_t *copy = malloc(size);

@@ -83,7 +83,7 @@ def test_settings_are_as_before_when_the_context_ends(lab):
         assert settings.offload("gro", True)
         assert settings.offload("ntuple", True) is False
         assert device(lab, "napi_defer_hard_irqs") == 2
-        assert device(lab, "gro_flush_timeout") == 200_000
+        assert device(lab, "gro_flush_timeout") == 50_000
         assert interface(lab.b.interface, lab.b.netns).offloads["gro"] is True
         assert settings.changed["gro"] == 0
     assert device(lab, "napi_defer_hard_irqs") == device(lab, "gro_flush_timeout") == 0

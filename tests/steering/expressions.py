@@ -1,4 +1,4 @@
-"""The expressions with which steering and tcpdump are compared, each with a hint which captures tell.
+"""The expressions with which steering and tcpdump are compared, each with a hint for captures.
 
 Owns a list and nothing else. A hint is a regular expression for names of captures in which the
 expression selects some packets and leaves others.

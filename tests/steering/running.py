@@ -1,7 +1,7 @@
 """Many filters as programs in the kernel, from one compilation, for comparison with libpcap.
 
-Each filter becomes the offline program of a single rule, as appliance.steering.offline makes it; only
-the functions stand together in one text, because bcc takes 0.3 s for its headers.
+Each filter becomes the offline program of a single rule, as appliance.steering.offline makes it;
+only the functions stand together in one text, because bcc takes 0.3 s for its headers.
 """
 
 from __future__ import annotations

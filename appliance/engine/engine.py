@@ -1,0 +1,255 @@
+"""The running appliance: ports, workers and rules, from start to the proof at the end.
+
+Owns the order of life. Start: everything is checked, memory is reserved and filled, sockets are
+bound, workers run, and only then are the programs attached. Stop: programs are detached, what is
+under way is drained, workers end, sockets close, every frame is accounted for, settings are
+restored. A failure on the way up takes down what stood. All methods may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Any
+
+from appliance.attachment import Attachment, PortSpec, Umem
+from appliance.config import Config, PortConfig
+from appliance.dataplane import Frames
+from appliance.engine import build, check, cpus, statistics
+from appliance.engine.crew import Crew
+from appliance.engine.swap import Rules
+from appliance.errors import PortError
+from appliance.net import InterfaceInfo, Link, interface, recover
+from appliance.net.zerocopy import verdict
+from appliance.steering import Rule
+
+DRAIN_S = 0.2  # a full RX ring of 2,048 is consumed in a millisecond; the rest is for the far side
+DRAIN_STEP_S = 0.005  # quiet for two steps is quiet: an interrupt's poll takes far less
+
+
+class Engine:
+    """`Engine(config)`; start(), then statistics() and rules as often as wanted, then stop()."""
+
+    def __init__(self, config: Config) -> None:
+        check.configuration(config)
+        self.config = config
+        self.state = "new"
+        self.notes: list[str] = []
+        self._lock = threading.RLock()
+        self._ports: dict[str, Attachment] = {}
+        self._links: dict[str, Link] = {}
+        self._crew: Crew | None = None
+        self._rules: Rules | None = None
+        self._leaked = 0
+        self._started = time.monotonic()
+        self._final: dict[str, Any] | None = None
+
+    # ------------------------------------------------------------------------------------ start
+
+    def start(self) -> None:
+        """Up to the moment when packets arrive; or an exception, and nothing is left."""
+        with self._lock:
+            if self.state != "new":
+                raise PortError(f"the appliance is {self.state}; it starts once")
+            self.state = "starting"
+            try:
+                self._open()
+                for attachment in self._ports.values():
+                    attachment.start()
+            except BaseException:
+                self._take_down()
+                self.state = "failed"
+                raise
+            self._started = time.monotonic()
+            self.state = "running"
+
+    def _open(self) -> None:
+        # What a crashed predecessor left changed is put back before we look at the interfaces.
+        self.notes += recover()
+        found = {
+            port.name: interface(port.interface, port.netns or None)
+            for port in self.config.ports
+            if port.interface is not None
+        }
+        facts = {name: check.facts_of(info) for name, info in found.items()}
+        check.planned(self.config, facts)
+        layout = build.layout(self.config, facts)
+        umems = [Umem(group.frames, group.tx_frames) for group in layout.groups]
+        for port in self.config.ports:
+            queues = range(len(layout.queues[port.name]))
+            places = [layout.group_of(port.name, at)[0] for at in queues]
+            self._ports[port.name] = Attachment(
+                self._spec(port, _mode(self.config, layout.groups[places[0]], port.name, found)),
+                [Rule.of(entry) for entry in self.config.rules_of(port.name)],
+                no_socket=port.no_socket,
+                umems=[umems[place] for place in places],
+            )
+            self._watch(port, found.get(port.name))
+        self._crew = Crew(layout, self._ports)
+        self._rules = Rules(self.config, self._ports, self._crew)
+        self._rules.publish_all()
+        nodes = [_node(self._ports[group.lanes[0].port]) for group in layout.groups]
+        self._crew.start(cpus.here(nodes))
+
+    def _spec(self, port: PortConfig, mode: str) -> PortSpec:
+        memory = self.config.memory
+        return PortSpec(
+            interface=port.interface or port.name,
+            name=port.name,
+            netns=port.netns or None,
+            backend=port.backend,
+            queues=port.queues,
+            mode=mode,
+            attach=port.attach,
+            poll=port.poll,
+            jumbo=port.jumbo,
+            frames=memory.frames_per_queue,
+            frame_bytes=memory.frame_bytes,
+            hugepages=memory.hugepages,
+            numa=memory.numa,
+        )
+
+    def _watch(self, port: PortConfig, info: InterfaceInfo | None) -> None:
+        if info is not None:
+            self._links[port.name] = Link(info.ifindex, port.netns or None)
+
+    # ------------------------------------------------------------------------------------- stop
+
+    def stop(self) -> dict[str, Any]:
+        """Ends everything in order; the final figures, in which every account must add up."""
+        with self._lock:
+            if self._final is None:
+                if self.state != "running":
+                    raise PortError(f"the appliance is {self.state}")
+                self.state = "stopping"
+                for attachment in self._ports.values():
+                    attachment.stop()
+                self._drain()
+                self._take_down()
+                self.state = "stopped"
+            assert self._final is not None
+            return self._final
+
+    def _drain(self) -> None:
+        """Lets workers take what has arrived and the kernel send what was queued, for a while."""
+        queues = [queue for attachment in self._ports.values() for queue in attachment.queues]
+        until = time.monotonic() + DRAIN_S
+        quiet = 0
+        while quiet < 2 and time.monotonic() < until:
+            time.sleep(DRAIN_STEP_S)
+            busy = any(queue.waiting or queue.outstanding for queue in queues)
+            quiet = 0 if busy else quiet + 1
+
+    def _take_down(self) -> None:
+        """From any state to nothing. The figures are read when all is still and not yet gone."""
+        for attachment in self._ports.values():
+            attachment.stop()
+        if self._crew is not None:
+            self._crew.stop()
+        for attachment in self._ports.values():
+            for queue in attachment.queues:
+                queue.close()
+        for memory in self._memories():
+            self._leaked += memory.settle(
+                [
+                    queue
+                    for attachment in self._ports.values()
+                    for queue in attachment.queues
+                    if queue.frames is memory
+                ]
+            )
+        if self.state == "stopping":
+            self._final = self._collect()
+        for attachment in self._ports.values():
+            attachment.close()
+        for link in self._links.values():
+            link.close()
+
+    def __enter__(self) -> Engine:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.state == "running":
+            self.stop()
+
+    # ---------------------------------------------------------------------------- while running
+
+    def statistics(self) -> dict[str, Any]:
+        """The figures of this moment, or the final ones."""
+        with self._lock:
+            return self._final if self._final is not None else self._collect()
+
+    def rules(self) -> list[dict[str, Any]]:
+        """The rules in force with their ids and what they matched, port by port, in order."""
+        with self._lock:
+            return self._running().listed()
+
+    def swap(self, tables: object) -> list[dict[str, Any]]:
+        """Replaces all rules by these [[rule]] tables, without losing a packet; the new list.
+
+        They come from outside and are checked here, as if they had been read from a file.
+        When anything is wrong with them the old rules stay in force, on every port.
+        """
+        with self._lock:
+            self.config = self._running().swap(tables)
+            return self._running().listed()
+
+    def _running(self) -> Rules:
+        if self.state != "running" or self._rules is None:
+            raise PortError(f"the appliance is {self.state}")
+        return self._rules
+
+    def _memories(self) -> list[Frames]:
+        found: dict[int, Frames] = {}
+        for attachment in self._ports.values():
+            for queue in attachment.queues:
+                found.setdefault(id(queue.frames), queue.frames)
+        return list(found.values())
+
+    def _collect(self) -> dict[str, Any]:
+        links = {name: link.state() for name, link in self._links.items()}
+        entries, drops = statistics.ports(self._ports.values(), links)
+        consumers, worker_drops = statistics.consumers(self.config, self._crew)
+        drops.update(worker_drops)
+        memories = self._memories()
+        memory = statistics.memory(self.config, memories)
+        reasons = [*memory["reasons"], *(self._crew.troubles() if self._crew else [])]
+        for entry in entries:
+            reasons += entry["reasons"]
+        return {
+            "ports": entries,
+            "steering": statistics.steering(entries),
+            "drops": {reason: count for reason, count in sorted(drops.items()) if count},
+            "frames": statistics.frames(memories, self._leaked),
+            "consumers": consumers,
+            "latency_ns": statistics.latency(self._crew),
+            "memory": memory,
+            "workers": statistics.workers(self._crew),
+            "pid": os.getpid(),
+            "uptime_s": round(time.monotonic() - self._started, 3),
+            "running": self.state == "running",
+            "state": "degraded" if reasons else "ok",
+            "reasons": reasons,
+        }
+
+
+def _mode(
+    config: Config, group: build.Group, port: str, found: dict[str, InterfaceInfo]
+) -> str:
+    """The mode to ask for. Unasked, ports that share memory copy unless all their drivers are good.
+
+    The first queue of a port is always in the group of every port that it shares memory with.
+    """
+    mode = build.mode_of(config, group, port)
+    names = {lane.port for lane in group.lanes}
+    if mode == "auto" and len(names) > 1:
+        good = all(name in found and verdict(found[name].driver).good for name in names)
+        return "auto" if good else "copy"
+    return mode
+
+
+def _node(attachment: Attachment) -> int | None:
+    node = attachment.queues[0].frames.arena.numa_node
+    return node if node >= 0 else None
