@@ -52,7 +52,7 @@ cdef uint64_t fault_sites = 0
 
 
 cdef bint fault() noexcept nogil:
-    """Is it this allocation's turn to fail? Asked by every allocation of arenas, slabs and rings."""
+    """Is it this allocation's turn to fail? Asked by each of arenas, slabs and rings."""
     global fault_countdown, fault_sites
     fault_sites += 1
     if fault_countdown < 0:
@@ -62,7 +62,7 @@ cdef bint fault() noexcept nogil:
 
 
 def fail_allocation(int64_t n):
-    """The n-th allocation from now (0: the next) fails once, as if the host had no memory; -1: none.
+    """The n-th allocation from now (0: the next) fails once, as if there were no memory; -1: none.
 
     Returns how many allocation sites were passed in this process so far.
     """
@@ -171,7 +171,8 @@ cdef void unmap_pages(int fd, uint64_t offset, uint64_t length, void* where,
                       bint reserved) noexcept nogil:
     """Gives pages back to the system; a reservation of ours stays where they were mapped."""
     if reserved:
-        mmap(where, length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0)
+        mmap(where, length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED,
+             -1, 0)
     else:
         munmap(where, length)
     fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)

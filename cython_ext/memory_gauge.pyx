@@ -225,7 +225,7 @@ cdef class Stop:
 def ring_feed(ShmRing ring not None, uint32_t bulk, Stop stop not None):
     """The producer's half of ring_ns: whole bulks until it is told to stop."""
     cdef uint64_t buffer[BULK_MAX * 8]
-    cdef uint32_t i, at
+    cdef uint32_t i, at, words = ring.element_bytes // 8
     for i in range(BULK_MAX * 8):
         buffer[i] = i
     with nogil:
@@ -237,7 +237,7 @@ def ring_feed(ShmRing ring not None, uint32_t bulk, Stop stop not None):
             else:
                 at = 0
                 while at < bulk and not load_relaxed_u32(&stop.flag):
-                    i = spsc_enqueue(&ring.producer, &buffer[at * (ring.element_bytes // 8)], bulk - at)
+                    i = spsc_enqueue(&ring.producer, &buffer[at * words], bulk - at)
                     at += i
                     if i == 0:
                         cpu_relax()

@@ -65,7 +65,8 @@ cdef extern from *:
     #include <sched.h>
     #include <stdint.h>
     static inline int oc_cas_u64(uint64_t* p, uint64_t* expected, uint64_t wanted)
-    { return __atomic_compare_exchange_n(p, expected, wanted, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE); }
+    { return __atomic_compare_exchange_n(p, expected, wanted, 0, __ATOMIC_ACQ_REL,
+                                         __ATOMIC_ACQUIRE); }
     static inline void oc_yield(void) { sched_yield(); }
     """
     bint cas_u64 "oc_cas_u64"(uint64_t* p, uint64_t* expected, uint64_t wanted) noexcept nogil

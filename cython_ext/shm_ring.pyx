@@ -83,7 +83,7 @@ cdef class ShmRing:
 
     @staticmethod
     def join(int fd):
-        """The ring behind a descriptor (which stays the caller's). ValueError names what is wrong."""
+        """The ring behind a descriptor, which stays the caller's. ValueError says what is wrong."""
         cdef ShmRing r = ShmRing.__new__(ShmRing)
         cdef uint64_t length = os.fstat(fd).st_size
         cdef void* where = MAP_FAILED

@@ -7,7 +7,7 @@ on with the others. Growth and give-back are slab_arenas.pyx; Python objects are
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
-from cython_ext.atomics cimport OC_CHECKS_ON, load_relaxed_u32
+from cython_ext.atomics cimport OC_CHECKS_ON
 from cython_ext.frames cimport pthread_mutex_lock, pthread_mutex_unlock
 from cython_ext.slab_arenas cimport depot_give, depot_take, slabs_grow, slabs_trim
 from cython_ext.slab_types cimport (FOREIGN, NOT_LIVE, TAKEN_TWICE, WRITTEN_FREE, atomic_add,
@@ -179,7 +179,7 @@ cdef bint slabs_is_live(oc_slabs* t, const void* one, uint32_t* generation) noex
     number = object_number(l, one)
     if number >= l.objects_max:
         return False
-    generation[0] = load_relaxed_u32(&l.generation[number])
+    generation[0] = l.generation[number]
     return l.state[number] == 1
 
 

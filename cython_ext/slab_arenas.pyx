@@ -36,7 +36,7 @@ cdef enum:
     POISON = 0x6b             # of free objects in the debug build; the kernel's own choice
 
 
-# ------------------------------------------------------------------ the depot, under the class's lock
+# -------------------------------------------------------------- the depot, under the class's lock
 
 cdef inline void _available(oc_class* c, uint32_t arena, bint yes) noexcept nogil:
     cdef uint64_t* word = &c.available[arena >> 6]
@@ -107,7 +107,8 @@ cdef void depot_give(oc_slabs* t, oc_class* c, void* const* objects, uint32_t n)
 
 # ------------------------------------------------------------------ growth and give-back
 
-cdef void _event(oc_slabs* t, oc_class* c, uint32_t number, uint8_t backing, bint grown) noexcept nogil:
+cdef void _event(oc_slabs* t, oc_class* c, uint32_t number, uint8_t backing,
+                 bint grown) noexcept nogil:
     """Under the tier's lock."""
     cdef timespec now
     cdef oc_event* e = &t.events[t.events_n % EVENTS]
@@ -140,7 +141,7 @@ cdef int _map_arena(oc_slabs* t, oc_class* c, uint32_t number, oc_arena* a) noex
     if a.free == NULL:
         return ENOMEM
     if (_touch_ledger(&c.ledger.state[first], objects) < 0
-            or _touch_ledger(&c.ledger.generation[first], objects * 4) < 0):
+            or _touch_ledger(&c.ledger.generation[first], objects * 2) < 0):
         free(a.free)
         return ENOMEM
     a.backing = 0

@@ -6,7 +6,7 @@ go when the last object that refers to the tier is gone, so a view never points 
 belongs to one thread; each Python thread has one of its own, drained when the thread ends.
 """
 cimport cython
-from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy
 from posix.unistd cimport close
@@ -85,8 +85,8 @@ cdef class Slabs:
             if self.t.fd_huge < 0 and self.t.hugepages == 2:
                 raise MemoryError(f"hugepages for slabs: {os.strerror(-self.t.fd_huge)}")
         self.t.fd_small = memory_file(b"openclaw-slabs", self.t.bytes, PAGE)
-        # Five bytes per object: region / 64 of them in the first class, then half, and so on.
-        self.t.ledger_bytes = (PAGE + region // 32 * 5 + 2 * PAGE * CLASSES
+        # Three bytes per object: region / 64 of them in the first class, then half, and so on.
+        self.t.ledger_bytes = (PAGE + region // 32 * 3 + 2 * PAGE * CLASSES
                                + (self.t.bytes >> ARENA_SHIFT))
         self.t.fd_ledger = memory_file(b"openclaw-slabs-ledger", self.t.ledger_bytes, PAGE)
         for fd in (self.t.fd_small, self.t.fd_ledger):
@@ -106,7 +106,7 @@ cdef class Slabs:
             self.t.header.states_at[i] = at
             at += max(<uint64_t>PAGE, region >> (SHIFT_MIN + i))
             self.t.header.generations_at[i] = at
-            at += max(<uint64_t>PAGE, (region >> (SHIFT_MIN + i)) * 4)
+            at += max(<uint64_t>PAGE, (region >> (SHIFT_MIN + i)) * 2)
         self.t.header.backings_at = at
         self.t.backings = <uint8_t*>ledger + at
         self.t.header.magic = MAGIC
@@ -134,7 +134,7 @@ cdef class Slabs:
             c.shift = SHIFT_MIN + i
             c.base = self.t.base + (<uint64_t>i << self.t.region_shift)
             ledger_open(&c.ledger, c.base, <uint8_t*>self.t.header + self.t.header.states_at[i],
-                        <uint32_t*>(<uint8_t*>self.t.header + self.t.header.generations_at[i]),
+                        <uint16_t*>(<uint8_t*>self.t.header + self.t.header.generations_at[i]),
                         <uint64_t>1 << (self.t.region_shift - c.shift), c.shift)
             c.arena_objects_shift = ARENA_SHIFT - c.shift
             batch = BATCH_BYTES >> c.shift
@@ -181,7 +181,7 @@ cdef class Slabs:
         return given
 
     def read_only_fds(self):
-        """{"2M", "4k", "ledger"}: descriptors that can be mapped or read only; the caller closes."""
+        """{"2M", "4k", "ledger"}: descriptors for reading and mapping only; the caller closes."""
         return {name: os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
                 for name, fd in (("2M", self.t.fd_huge), ("4k", self.t.fd_small),
                                  ("ledger", self.t.fd_ledger)) if fd >= 0}

@@ -1,6 +1,6 @@
 """SlabReader: slabs of another process, by their handle, read only.
 
-A handle is 64 bits: the generation above 38 bits of place in units of 64 B. The reader gets three
+A handle is 64 bits: a 16-bit generation above 38 bits of place in units of 64 B. The reader gets three
 descriptors and believes their content only within bounds: the place is checked, state and
 generation are looked at before and after the copy, so that it is whole or StaleFrame. It reads
 instead of mapping: an arena that is given back meanwhile cannot take it down.
@@ -18,7 +18,6 @@ VERSION = 1
 CLASSES = 11
 _HEADER = struct.Struct(f"<QII{2 * CLASSES}QQ")
 _PLACE_BITS = 38
-_GENERATION_MASK = (1 << (64 - _PLACE_BITS)) - 1
 
 
 class SlabReader:
@@ -38,10 +37,10 @@ class SlabReader:
     def _live(self, cls: int, number: int, generation: int) -> bool:
         ledger = self._fds["ledger"]
         state = os.pread(ledger, 1, self._states[cls] + number)
-        word = os.pread(ledger, 4, self._generations[cls] + 4 * number)
-        if state != b"\x01" or len(word) < 4:
+        word = os.pread(ledger, 2, self._generations[cls] + 2 * number)
+        if state != b"\x01" or len(word) < 2:
             return False
-        return int.from_bytes(word, "little") & _GENERATION_MASK == generation
+        return int.from_bytes(word, "little") == generation
 
     def read(self, handle: int, nbytes: int) -> bytes:
         """The first nbytes of the object; StaleFrame if it has been given back."""

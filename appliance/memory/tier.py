@@ -7,6 +7,7 @@ belongs to the allocation objects; who may hold how much belongs to the governor
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from appliance.dataplane import Slab, SlabCache, Slabs, slab_object
@@ -16,6 +17,14 @@ from appliance.memory import explain
 
 OBJECT_BYTES_MAX = 65536
 _HUGEPAGES = ("auto", "require", "off")
+
+
+def _hugepages_now() -> int:
+    """How many the host has, used ones too."""
+    try:
+        return int(Path("/proc/sys/vm/nr_hugepages").read_text())
+    except (OSError, ValueError):
+        return 0
 
 
 class MidTier:
@@ -53,13 +62,15 @@ class MidTier:
 
     def _prove_hugepages(self) -> None:
         """One arena now, rather than a refusal at the first packet."""
-        try:
-            self.alloc(64).release()
-        except MemoryExhausted:
+        cache = self.cache("proof")
+        one = cache.alloc_bulk(64, 1)
+        if one is None:
             raise HostError(
                 "hugepages = require: no hugepage of 2 MiB is free for the mid tier",
-                fix=f"sysctl vm.nr_hugepages=$(( $(sysctl -n vm.nr_hugepages) + {self.cap_mib // 2} ))",
-            ) from None
+                fix=f"sysctl -w vm.nr_hugepages={_hugepages_now() + self.cap_mib // 2}",
+            )
+        cache.free_bulk(one)
+        cache.drain()
 
     def alloc(self, nbytes: int) -> Slab:
         """One allocation of 1 to 65,536 bytes; its content is whatever was there."""

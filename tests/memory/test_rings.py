@@ -1,4 +1,4 @@
-"""Rings in shared memory: joining believes nothing, indices are never trusted, threads lose nothing."""
+"""Rings in shared memory: joining believes nothing, no index is trusted, threads lose nothing."""
 
 from __future__ import annotations
 
@@ -89,12 +89,15 @@ def test_a_deleted_ring_can_not_be_joined_and_a_left_one_not_used():
         ShmRing.join(fd)
     os.close(fd)
     other.leave()
-    for use in (lambda: other.enqueue(bytes(8)), lambda: other.dequeue(1), other.count, ring.delete):
+    for use in (lambda: other.enqueue(bytes(8)), lambda: other.dequeue(1), other.count,
+                ring.delete):
         with pytest.raises(ValueError, match="left or deleted"):
             use()
 
 
-@pytest.mark.parametrize("size,element", [(0, 8), (3, 8), (1 << 25, 8), (64, 4), (64, 24), (64, 128)])
+@pytest.mark.parametrize(
+    "size,element", [(0, 8), (3, 8), (1 << 25, 8), (64, 4), (64, 24), (64, 128)]
+)
 def test_a_geometry_that_can_not_be_is_refused(size, element):
     with pytest.raises(ValueError):
         ShmRing.new("spsc", size, element)
