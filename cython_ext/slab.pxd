@@ -4,9 +4,9 @@
 # halves are here to be inlined: a handful of instructions per object, ledger included.
 from libc.stdint cimport uint32_t
 from cython_ext.atomics cimport OC_CHECKS_ON, unlikely
-from cython_ext.slab_types cimport (BATCH_MAX, CLASSES, class_of, give_one, ledger_give,
-                                    ledger_take, oc_cache, oc_class, oc_magazine, oc_slabs,
-                                    take_one)
+from cython_ext.slab_types cimport (BATCH_MAX, CLASSES, TAKEN_TWICE, class_of, give_one,
+                                    ledger_give, ledger_take, oc_cache, oc_class, oc_magazine,
+                                    oc_slabs, take_one, violation)
 
 
 cdef inline int slabs_alloc(oc_cache* cache, uint32_t cls, void** out,
@@ -64,20 +64,19 @@ cdef inline void* slabs_alloc_one(oc_cache* cache, uint32_t cls) noexcept nogil:
     cdef oc_magazine* m = &cache.magazines[cls]
     cdef void* p = m.hot
     if p == NULL or OC_CHECKS_ON:
-        return NULL if slabs_alloc(cache, cls, &p, 1) < 0 else p
+        return slabs_alloc_one_slowly(cache, cls)
     m.hot = NULL
     if unlikely(not take_one(&cache.tier.classes[cls].ledger, p)):
-        return slabs_alloc_one_again(cache, cls, p)
+        violation(cache.tier, TAKEN_TWICE, p)
+        return slabs_alloc_one_slowly(cache, cls)
     return p
 
 
 cdef inline bint slabs_free_one(oc_cache* cache, uint32_t cls, void* p) noexcept nogil:
     """Gives back one object of a class that is known; False if it is not live."""
     cdef oc_magazine* m = &cache.magazines[cls]
-    if m.hot != NULL or OC_CHECKS_ON:
-        return slabs_free_class(cache, cls, &p, 1) == 0
-    if unlikely(not give_one(&cache.tier.classes[cls].ledger, p)):
-        return slabs_free_slowly(cache, &p, 1) == 0
+    if m.hot != NULL or OC_CHECKS_ON or not give_one(&cache.tier.classes[cls].ledger, p):
+        return slabs_free_one_slowly(cache, cls, p)
     m.hot = p
     return True
 
@@ -88,7 +87,8 @@ cdef void slabs_flush(oc_cache* cache, uint32_t cls) noexcept nogil
 cdef int slabs_alloc_slowly(oc_cache* cache, uint32_t cls, void** out, uint32_t n) noexcept nogil
 cdef int slabs_alloc_again(oc_cache* cache, uint32_t cls, void** out, uint32_t n,
                            uint32_t taken) noexcept nogil
-cdef void* slabs_alloc_one_again(oc_cache* cache, uint32_t cls, void* taken) noexcept nogil
+cdef void* slabs_alloc_one_slowly(oc_cache* cache, uint32_t cls) noexcept nogil
+cdef bint slabs_free_one_slowly(oc_cache* cache, uint32_t cls, void* p) noexcept nogil
 cdef void slabs_check_poison(oc_cache* cache, uint32_t cls, void** out, uint32_t n) noexcept nogil
 cdef uint32_t slabs_free_slowly(oc_cache* cache, void* const* objects,
                                 uint32_t n) noexcept nogil

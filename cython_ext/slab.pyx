@@ -88,10 +88,14 @@ cdef int slabs_alloc_again(oc_cache* cache, uint32_t cls, void** out, uint32_t n
     return 0
 
 
-cdef void* slabs_alloc_one_again(oc_cache* cache, uint32_t cls, void* taken) noexcept nogil:
+cdef void* slabs_alloc_one_slowly(oc_cache* cache, uint32_t cls) noexcept nogil:
+    """Apart, and by value: a pointer whose address is taken lives on the stack, not in a register."""
     cdef void* p = NULL
-    violation(cache.tier, TAKEN_TWICE, taken)
     return NULL if slabs_alloc(cache, cls, &p, 1) < 0 else p
+
+
+cdef bint slabs_free_one_slowly(oc_cache* cache, uint32_t cls, void* p) noexcept nogil:
+    return slabs_free_class(cache, cls, &p, 1) == 0
 
 
 cdef inline void _cool(oc_magazine* m) noexcept nogil:
