@@ -4,7 +4,7 @@
 # halves are here to be inlined: a handful of instructions per object, ledger included.
 from libc.stdint cimport uint32_t
 from cython_ext.atomics cimport OC_CHECKS_ON, unlikely
-from cython_ext.slab_types cimport (BATCH_MAX, CLASSES, TAKEN_TWICE, class_of, give_one,
+from cython_ext.slab_types cimport (ALL_RUNS, BATCH_MAX, CLASSES, TAKEN_TWICE, class_of, give_one,
                                     ledger_give, ledger_take, oc_cache, oc_class, oc_magazine,
                                     oc_slabs, take_one, violation)
 
@@ -20,7 +20,8 @@ cdef inline int slabs_alloc(oc_cache* cache, uint32_t cls, void** out,
         if slabs_refill(cache, cls, n) < 0:
             return -1
     m.n -= n
-    done = ledger_take(&cache.tier.classes[cls].ledger, &m.objects[m.n], out, n)
+    done = ~ALL_RUNS & ledger_take(&cache.tier.classes[cls].ledger, &m.objects[m.n], out, n,
+                                   0 if m.n & 15 else m.runs >> (m.n >> 4))
     if unlikely(done < n):
         return slabs_alloc_again(cache, cls, out, n, done)
     if OC_CHECKS_ON:
@@ -33,7 +34,7 @@ cdef inline uint32_t slabs_free_class(oc_cache* cache, uint32_t cls, void* const
     """slabs_free for who knows the class: what belongs to another one still goes to its own."""
     cdef oc_magazine* m = &cache.magazines[cls]
     cdef oc_class* c = &cache.tier.classes[cls]
-    cdef uint32_t done
+    cdef uint32_t done, slots
     if OC_CHECKS_ON:
         return slabs_free_slowly(cache, objects, n)
     if unlikely(m.n + n > c.cache_most):
@@ -41,6 +42,14 @@ cdef inline uint32_t slabs_free_class(oc_cache* cache, uint32_t cls, void* const
             return slabs_free_slowly(cache, objects, n)
         slabs_flush(cache, cls)
     done = ledger_give(&c.ledger, objects, &m.objects[m.n], n)
+    # Which sixteens of slots were written: (first, last] as bits.
+    slots = (<uint32_t>2 << ((m.n + n - 1) >> 4)) - (<uint32_t>1 << (m.n >> 4))
+    if done & ALL_RUNS and m.n & 15 == 0:
+        if m.runs & slots != slots:
+            m.runs |= slots
+    elif m.runs & slots:
+        m.runs &= ~slots
+    done &= ~ALL_RUNS
     m.n += done
     if unlikely(done < n):
         return slabs_free_slowly(cache, objects + done, n - done)

@@ -148,7 +148,7 @@ cdef int _map_arena(oc_slabs* t, oc_class* c, uint32_t number, oc_arena* a) noex
     """Memory, stack and ledger of an arena: 0 or an errno."""
     cdef uint64_t offset = (<uint64_t>c.base - <uint64_t>t.base) + (<uint64_t>number << ARENA_SHIFT)
     cdef void* at = t.base + offset
-    cdef uint32_t i, objects = <uint32_t>1 << c.arena_objects_shift
+    cdef uint32_t objects = <uint32_t>1 << c.arena_objects_shift
     cdef uint64_t first = <uint64_t>number << c.arena_objects_shift
     cdef int error = ENOMEM
     cdef int fd = t.fd_huge
