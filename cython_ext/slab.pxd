@@ -20,8 +20,8 @@ cdef inline int slabs_alloc(oc_cache* cache, uint32_t cls, void** out,
         if slabs_refill(cache, cls, n) < 0:
             return -1
     m.n -= n
-    done = ~ALL_RUNS & ledger_take(&cache.tier.classes[cls].ledger, &m.objects[m.n], out, n,
-                                   0 if m.n & 15 else m.runs >> (m.n >> 4))
+    done = ledger_take(&cache.tier.classes[cls].ledger, &m.objects[m.n], out, n,
+                       0 if m.n & 15 else m.runs >> (m.n >> 4))
     if unlikely(done < n):
         return slabs_alloc_again(cache, cls, out, n, done)
     if OC_CHECKS_ON:
@@ -41,7 +41,8 @@ cdef inline uint32_t slabs_free_class(oc_cache* cache, uint32_t cls, void* const
         if n > c.batch:
             return slabs_free_slowly(cache, objects, n)
         slabs_flush(cache, cls)
-    done = ledger_give(&c.ledger, objects, &m.objects[m.n], n)
+    done = ledger_give(&c.ledger, objects, &m.objects[m.n], n,
+                       0 if m.n & 15 else m.runs >> (m.n >> 4))
     # Which sixteens of slots were written: (first, last] as bits.
     slots = (<uint32_t>2 << ((m.n + n - 1) >> 4)) - (<uint32_t>1 << (m.n >> 4))
     if done & ALL_RUNS and m.n & 15 == 0:
