@@ -35,8 +35,6 @@ cdef inline uint32_t slabs_free_class(oc_cache* cache, uint32_t cls, void* const
     cdef oc_magazine* m = &cache.magazines[cls]
     cdef oc_class* c = &cache.tier.classes[cls]
     cdef uint32_t done, slots
-    if OC_CHECKS_ON:
-        return slabs_free_slowly(cache, objects, n)
     if unlikely(m.n + n > c.cache_most):
         if n > c.batch:
             return slabs_free_slowly(cache, objects, n)
@@ -52,6 +50,8 @@ cdef inline uint32_t slabs_free_class(oc_cache* cache, uint32_t cls, void* const
         m.runs &= ~slots
     done &= ~ALL_RUNS
     m.n += done
+    if OC_CHECKS_ON:
+        slabs_poison(cache, cls, objects, done)
     if unlikely(done < n):
         return slabs_free_slowly(cache, objects + done, n - done)
     return 0
@@ -99,6 +99,8 @@ cdef int slabs_alloc_again(oc_cache* cache, uint32_t cls, void** out, uint32_t n
                            uint32_t taken) noexcept nogil
 cdef void* slabs_alloc_one_slowly(oc_cache* cache, uint32_t cls) noexcept nogil
 cdef bint slabs_free_one_slowly(oc_cache* cache, uint32_t cls, void* p) noexcept nogil
+cdef void slabs_poison(oc_cache* cache, uint32_t cls, void* const* objects,
+                       uint32_t n) noexcept nogil
 cdef void slabs_check_poison(oc_cache* cache, uint32_t cls, void** out, uint32_t n) noexcept nogil
 cdef uint32_t slabs_free_slowly(oc_cache* cache, void* const* objects,
                                 uint32_t n) noexcept nogil

@@ -108,6 +108,13 @@ cdef inline void _cool(oc_magazine* m) noexcept nogil:
         m.hot = NULL
 
 
+cdef void slabs_poison(oc_cache* cache, uint32_t cls, void* const* objects,
+                       uint32_t n) noexcept nogil:
+    cdef uint32_t i
+    for i in range(n):
+        memset(objects[i], POISON, <size_t>1 << cache.tier.classes[cls].shift)
+
+
 cdef void slabs_check_poison(oc_cache* cache, uint32_t cls, void** out, uint32_t n) noexcept nogil:
     cdef uint32_t i, k, size = <uint32_t>1 << cache.tier.classes[cls].shift
     cdef uint8_t* p
