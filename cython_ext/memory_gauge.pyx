@@ -6,7 +6,7 @@ take part. It owns nothing but a cache for the length of a call, and is no part 
 """
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
-from cython_ext.atomics cimport cpu_relax, load_relaxed_u32, store_relaxed_u32
+from cython_ext.atomics cimport OC_CHECKS_ON, cpu_relax, load_relaxed_u32, store_relaxed_u32
 from cython_ext.shm_ring cimport (MPMC, ShmRing, mpmc_dequeue, mpmc_enqueue, spsc_dequeue,
                                   spsc_enqueue, yield_cpu)
 from cython_ext.slab cimport (slabs_alloc, slabs_alloc_one, slabs_free, slabs_free_class,
@@ -25,6 +25,11 @@ cdef inline int64_t _now(int clock) noexcept nogil:
     cdef timespec t
     clock_gettime(clock, &t)
     return <int64_t>t.tv_sec * 1000000000 + t.tv_nsec
+
+
+def checks_on():
+    """Is this the debug build, with poison in free objects?"""
+    return bool(OC_CHECKS_ON)
 
 
 def slab_ns(Slabs slabs not None, uint32_t nbytes, uint32_t bulk, double seconds):

@@ -20,8 +20,8 @@ cdef inline int slabs_alloc(oc_cache* cache, uint32_t cls, void** out,
         if slabs_refill(cache, cls, n) < 0:
             return -1
     m.n -= n
-    done = ~ALL_RUNS & ledger_take(&cache.tier.classes[cls].ledger, &m.objects[m.n], out, n,
-                                   0 if m.n & 15 else m.runs >> (m.n >> 4))
+    done = ledger_take(&cache.tier.classes[cls].ledger, &m.objects[m.n], out, n,
+                       0 if m.n & 15 else m.runs >> (m.n >> 4))
     if unlikely(done < n):
         return slabs_alloc_again(cache, cls, out, n, done)
     if OC_CHECKS_ON:
@@ -35,13 +35,12 @@ cdef inline uint32_t slabs_free_class(oc_cache* cache, uint32_t cls, void* const
     cdef oc_magazine* m = &cache.magazines[cls]
     cdef oc_class* c = &cache.tier.classes[cls]
     cdef uint32_t done, slots
-    if OC_CHECKS_ON:
-        return slabs_free_slowly(cache, objects, n)
     if unlikely(m.n + n > c.cache_most):
         if n > c.batch:
             return slabs_free_slowly(cache, objects, n)
         slabs_flush(cache, cls)
-    done = ledger_give(&c.ledger, objects, &m.objects[m.n], n)
+    done = ledger_give(&c.ledger, objects, &m.objects[m.n], n,
+                       0 if m.n & 15 else m.runs >> (m.n >> 4))
     # Which sixteens of slots were written: (first, last] as bits.
     slots = (<uint32_t>2 << ((m.n + n - 1) >> 4)) - (<uint32_t>1 << (m.n >> 4))
     if done & ALL_RUNS and m.n & 15 == 0:
@@ -51,6 +50,8 @@ cdef inline uint32_t slabs_free_class(oc_cache* cache, uint32_t cls, void* const
         m.runs &= ~slots
     done &= ~ALL_RUNS
     m.n += done
+    if OC_CHECKS_ON:
+        slabs_poison(cache, cls, objects, done)
     if unlikely(done < n):
         return slabs_free_slowly(cache, objects + done, n - done)
     return 0
@@ -98,6 +99,8 @@ cdef int slabs_alloc_again(oc_cache* cache, uint32_t cls, void** out, uint32_t n
                            uint32_t taken) noexcept nogil
 cdef void* slabs_alloc_one_slowly(oc_cache* cache, uint32_t cls) noexcept nogil
 cdef bint slabs_free_one_slowly(oc_cache* cache, uint32_t cls, void* p) noexcept nogil
+cdef void slabs_poison(oc_cache* cache, uint32_t cls, void* const* objects,
+                       uint32_t n) noexcept nogil
 cdef void slabs_check_poison(oc_cache* cache, uint32_t cls, void** out, uint32_t n) noexcept nogil
 cdef uint32_t slabs_free_slowly(oc_cache* cache, void* const* objects,
                                 uint32_t n) noexcept nogil

@@ -28,16 +28,14 @@ cdef int slabs_refill(oc_cache* cache, uint32_t cls, uint32_t n) noexcept nogil:
     cdef bint trimmed = False
     _cool(m)
     m.runs = 0
-    want = n - m.n if n > m.n + c.batch else c.batch
-    if n <= m.n:
-        return 0
-    while True:
+    while m.n < n:
+        # Whole batches, always: two threads with half of one each write the same ledger lines.
+        want = n - m.n if n > m.n + c.batch else c.batch
         pthread_mutex_lock(&c.lock)
         m.n += depot_take(c, &m.objects[m.n], want)
         pthread_mutex_unlock(&c.lock)
         if m.n >= n:
-            return 0
-        want = n - m.n
+            break
         if slabs_grow(t, c) < 0:
             # At the cap, arenas that are empty in other classes can serve here.
             if not trimmed and slabs_trim(t, True):
@@ -45,6 +43,7 @@ cdef int slabs_refill(oc_cache* cache, uint32_t cls, uint32_t n) noexcept nogil:
                 continue
             atomic_add(&t.refusals, 1)
             return -1
+    return 0
 
 
 cdef void slabs_flush(oc_cache* cache, uint32_t cls) noexcept nogil:
@@ -107,6 +106,13 @@ cdef inline void _cool(oc_magazine* m) noexcept nogil:
         m.objects[m.n] = m.hot
         m.n += 1
         m.hot = NULL
+
+
+cdef void slabs_poison(oc_cache* cache, uint32_t cls, void* const* objects,
+                       uint32_t n) noexcept nogil:
+    cdef uint32_t i
+    for i in range(n):
+        memset(objects[i], POISON, <size_t>1 << cache.tier.classes[cls].shift)
 
 
 cdef void slabs_check_poison(oc_cache* cache, uint32_t cls, void** out, uint32_t n) noexcept nogil:

@@ -66,7 +66,7 @@ cdef extern from "oc_slab_ledger.h" nogil:
     uint32_t ledger_take "oc_ledger_take"(const oc_ledger* l, void* const* source, void** to,
                                           uint32_t n, uint32_t known) noexcept
     uint32_t ledger_give "oc_ledger_give"(const oc_ledger* l, void* const* source, void** to,
-                                          uint32_t n) noexcept
+                                          uint32_t n, uint32_t known) noexcept
 
     enum:
         ALL_RUNS "OC_ALL_RUNS"

@@ -5,6 +5,7 @@ Hugepages are asked for only where the host has free ones: what is left then is 
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import mmap
 import os
@@ -412,3 +413,15 @@ def test_an_arena_that_failed_to_come_is_forgotten_when_the_tier_ends():
         arena.fail_allocation(-1)
         del cache, tier
         gc.collect()
+
+
+@pytest.mark.skipif(not memory_gauge.checks_on(), reason="build: poison is in tools/debug only")
+def test_an_object_that_was_written_after_it_was_given_back_is_found():
+    tier = MidTier(4, "off")
+    cache = tier.cache("late writer")
+    held = cache.alloc_bulk(2048, 32)
+    assert cache.free_bulk(held) == 0
+    ctypes.memset(held[7] + 2047, 0, 1)
+    again = cache.alloc_bulk(2048, 32)
+    assert sorted(again) == sorted(held)
+    assert tier.explain()["violations"]["written_free"] == 1
