@@ -5,18 +5,34 @@ Owns the list of what the rest may use, and which exceptions the compiled side r
 
 from __future__ import annotations
 
-from cython_ext import bpf, capture_file, compare, gauge, lending, parser, pcap
+from cython_ext import (
+    arena,
+    bpf,
+    capture_file,
+    compare,
+    gauge,
+    lending,
+    memory_gauge,
+    parser,
+    pcap,
+    slab_object,
+)
 from cython_ext.endpoint import Endpoint
 from cython_ext.frames import Frames
 from cython_ext.lending import Batch, Frame
 from cython_ext.loop import LoopQueue
 from cython_ext.queue import Queue
+from cython_ext.shm_ring import ShmRing
+from cython_ext.slab_object import Slab
+from cython_ext.slab_tier import Cache as SlabCache
+from cython_ext.slab_tier import Slabs
 from cython_ext.worker import Worker, bucket_upper_ns
 from cython_ext.xsk import XskQueue
 
 from appliance.errors import MemoryExhausted, StaleFrame
 
 lending.use_errors(StaleFrame, MemoryExhausted)
+slab_object.use_errors(StaleFrame)
 
 __all__ = [
     "Batch",
@@ -25,13 +41,20 @@ __all__ = [
     "Frames",
     "LoopQueue",
     "Queue",
+    "ShmRing",
+    "Slab",
+    "SlabCache",
+    "Slabs",
     "Worker",
     "XskQueue",
+    "arena",
     "bpf",
     "bucket_upper_ns",
     "capture_file",
     "compare",
     "gauge",
+    "memory_gauge",
     "parser",
     "pcap",
+    "slab_object",
 ]
