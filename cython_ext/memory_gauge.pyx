@@ -164,7 +164,7 @@ def ring_produce(ShmRing ring not None, uint32_t bulk, uint64_t elements, uint64
             if ring.mode == MPMC:
                 got = mpmc_enqueue(&ring.both, buffer, n, 1)
             else:
-                got = spsc_enqueue(&ring.producer, buffer, n)
+                got = spsc_enqueue(&ring.producer, buffer, n, 1)
             sent += got
             idle = 0 if got else idle + 1
             if idle > 256:
@@ -195,7 +195,7 @@ def ring_consume(ShmRing ring not None, uint32_t bulk, uint64_t elements, uint32
             if ring.mode == MPMC:
                 n = mpmc_dequeue(&ring.both, buffer, n, 1)
             else:
-                n = spsc_dequeue(&ring.consumer, buffer, n)
+                n = spsc_dequeue(&ring.consumer, buffer, n, 1)
             for i in range(n):
                 number = buffer[i * words]
                 for k in range(1, words):
@@ -225,41 +225,34 @@ cdef class Stop:
 def ring_feed(ShmRing ring not None, uint32_t bulk, Stop stop not None):
     """The producer's half of ring_ns: whole bulks until it is told to stop."""
     cdef uint64_t buffer[BULK_MAX * 8]
-    cdef uint32_t i, at, words = ring.element_bytes // 8
+    cdef uint32_t i, done
     for i in range(BULK_MAX * 8):
         buffer[i] = i
     with nogil:
         while not load_relaxed_u32(&stop.flag):
             if ring.mode == MPMC:
-                while (mpmc_enqueue(&ring.both, buffer, bulk, bulk) == 0
-                       and not load_relaxed_u32(&stop.flag)):
-                    cpu_relax()
+                done = mpmc_enqueue(&ring.both, buffer, bulk, bulk)
             else:
-                at = 0
-                while at < bulk and not load_relaxed_u32(&stop.flag):
-                    i = spsc_enqueue(&ring.producer, &buffer[at * words], bulk - at)
-                    at += i
-                    if i == 0:
-                        cpu_relax()
+                done = spsc_enqueue(&ring.producer, buffer, bulk, bulk)
+            if done == 0:
+                cpu_relax()
 
 
 def ring_ns(ShmRing ring not None, uint32_t bulk, double seconds, Stop stop not None):
     """ns per element between two threads, seen by the consumer; ring_feed is the other one."""
     cdef uint64_t buffer[BULK_MAX * 8]
     cdef uint64_t elements = 0
-    cdef uint32_t i, at
+    cdef uint32_t i
     cdef int64_t begin, took = 0
     with nogil:
         begin = _now(CLOCK_MONOTONIC)
         while took < seconds * 1e9:
             for i in range(ROUNDS):
-                at = 0
-                while at < bulk:
-                    if ring.mode == MPMC:
-                        at += mpmc_dequeue(&ring.both, buffer, bulk, bulk)
-                    else:
-                        at += spsc_dequeue(&ring.consumer, buffer, bulk - at)
-                    if at < bulk:
+                if ring.mode == MPMC:
+                    while mpmc_dequeue(&ring.both, buffer, bulk, bulk) == 0:
+                        cpu_relax()
+                else:
+                    while spsc_dequeue(&ring.consumer, buffer, bulk, bulk) == 0:
                         cpu_relax()
             elements += <uint64_t>ROUNDS * bulk
             took = _now(CLOCK_MONOTONIC) - begin

@@ -22,8 +22,8 @@
 # A ring whose indices do not add up gives nothing and takes nothing.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
-from cython_ext.atomics cimport (cpu_relax, load_acquire_u32, load_acquire_u64, store_release_u32,
-                                 unlikely)
+from cython_ext.atomics cimport (cpu_relax, load_acquire_u32, load_acquire_u64,
+                                 load_relaxed_u32, store_release_u32, unlikely)
 from cython_ext.arena cimport Arena
 
 cdef enum:
@@ -40,9 +40,11 @@ cdef struct oc_ring_header:
     uint64_t bytes                # of the whole mapping
     uint8_t gap0[256 - 32]
     uint64_t producer             # SPSC: index; MPMC: head | tail << 32
-    uint8_t gap1[256 - 8]
+    uint32_t producer_saw         # MPMC: the consumers' tail, when a producer last looked
+    uint8_t gap1[256 - 12]
     uint64_t consumer
-    uint8_t gap2[256 - 8]
+    uint32_t consumer_saw
+    uint8_t gap2[256 - 12]
 
 cdef struct oc_spsc:              # one side's private view
     uint32_t* shared_mine
@@ -94,8 +96,9 @@ cdef inline void ring_read(const uint8_t* entries, uint32_t size, uint32_t shift
                <size_t>(n - first) << shift)
 
 
-cdef inline uint32_t spsc_enqueue(oc_spsc* r, const void* elements, uint32_t n) noexcept nogil:
-    """Up to n elements; how many went in."""
+cdef inline uint32_t spsc_enqueue(oc_spsc* r, const void* elements, uint32_t n,
+                                  uint32_t least) noexcept nogil:
+    """Between `least` and n elements, or none; how many went in."""
     cdef uint32_t theirs, used = r.mine - r.theirs
     if r.size - used < n:
         theirs = load_acquire_u32(r.shared_theirs)
@@ -105,7 +108,7 @@ cdef inline uint32_t spsc_enqueue(oc_spsc* r, const void* elements, uint32_t n) 
         r.theirs = theirs
         if r.size - used < n:
             n = r.size - used
-            if n == 0:
+            if n == 0 or n < least:
                 return 0
     ring_write(r.entries, r.size, r.shift, r.mine, elements, n)
     r.mine += n
@@ -113,8 +116,9 @@ cdef inline uint32_t spsc_enqueue(oc_spsc* r, const void* elements, uint32_t n) 
     return n
 
 
-cdef inline uint32_t spsc_dequeue(oc_spsc* r, void* elements, uint32_t n) noexcept nogil:
-    """Up to n elements; how many came out."""
+cdef inline uint32_t spsc_dequeue(oc_spsc* r, void* elements, uint32_t n,
+                                  uint32_t least) noexcept nogil:
+    """Between `least` and n elements, or none; how many came out."""
     cdef uint32_t theirs, ready = r.theirs - r.mine
     if ready < n:
         theirs = load_acquire_u32(r.shared_theirs)
@@ -124,7 +128,7 @@ cdef inline uint32_t spsc_dequeue(oc_spsc* r, void* elements, uint32_t n) noexce
         r.theirs = theirs
         if ready < n:
             n = ready
-            if n == 0:
+            if n == 0 or n < least:
                 return 0
     ring_read(r.entries, r.size, r.shift, r.mine, elements, n)
     r.mine += n
@@ -137,8 +141,12 @@ cdef inline bint mpmc_move(oc_mpmc* r, bint producing, uint32_t most, uint32_t l
     """Claims between least and most places for this thread alone; False if there are too few."""
     cdef uint64_t* ours = r.producer if producing else r.consumer
     cdef uint64_t* others = r.consumer if producing else r.producer
+    # What this side last saw of the other's tail, beside our own word: looking moves a cache line.
+    # Only who has claimed places writes it, so it is behind the truth by at most the ring's size.
+    cdef uint32_t* saw = <uint32_t*>(ours + 1)
+    cdef bint looked = False
     cdef uint64_t seen = load_acquire_u64(ours)
-    cdef uint32_t head, room, spins = 0
+    cdef uint32_t head, room, theirs, spins = 0
     while True:
         head = <uint32_t>seen
         if head != <uint32_t>(seen >> 32):
@@ -151,19 +159,24 @@ cdef inline bint mpmc_move(oc_mpmc* r, bint producing, uint32_t most, uint32_t l
                 yield_cpu()
             seen = load_acquire_u64(ours)
             continue
-        room = <uint32_t>(load_acquire_u64(others) >> 32) - head
-        if producing:
-            room += r.size
-        if unlikely(room > r.size):
-            # The other side has moved on since `seen` was read, or the ring is damaged.
-            if load_acquire_u64(ours) == seen:
-                return False
-            seen = load_acquire_u64(ours)
-            continue
+        theirs = load_acquire_u32(saw)
+        room = theirs - head + (r.size if producing else 0)
+        if room > r.size or room < most:
+            theirs = <uint32_t>(load_acquire_u64(others) >> 32)
+            room = theirs - head + (r.size if producing else 0)
+            if unlikely(room > r.size):
+                # Our own side has moved on since `seen` was read, or the ring is damaged.
+                if looked and load_acquire_u64(ours) == seen:
+                    return False
+                looked = True
+                seen = load_acquire_u64(ours)
+                continue
         n[0] = most if room > most else room
         if n[0] < least or n[0] == 0:
             return False
         if cas_u64(ours, &seen, (seen & ~<uint64_t>0xffffffff) | <uint32_t>(head + n[0])):
+            if load_relaxed_u32(saw) != theirs:
+                store_release_u32(saw, theirs)
             index[0] = head
             return True
 

@@ -77,6 +77,7 @@ cdef class ShmRing:
         if r.header.mode == MPMC:
             r.header.producer |= <uint64_t>start_index << 32
         r.header.consumer = r.header.producer
+        r.header.producer_saw = r.header.consumer_saw = start_index
         r.header.magic = MAGIC
         r._adopt()
         return r
@@ -154,10 +155,8 @@ cdef class ShmRing:
             if self.mode == MPMC:
                 with nogil:
                     done = mpmc_enqueue(&self.both, view.buf, n, n if whole else 1)
-            elif whole and n > self.size - self.count():
-                done = 0
             else:
-                done = spsc_enqueue(&self.producer, view.buf, n)
+                done = spsc_enqueue(&self.producer, view.buf, n, n if whole else 1)
             return done
         finally:
             PyBuffer_Release(&view)
@@ -176,7 +175,7 @@ cdef class ShmRing:
             with nogil:
                 got = mpmc_dequeue(&self.both, where, most, 1)
         else:
-            got = spsc_dequeue(&self.consumer, where, most)
+            got = spsc_dequeue(&self.consumer, where, most, 1)
         return out if got == most else out[:got * self.element_bytes]
 
     def count(self):

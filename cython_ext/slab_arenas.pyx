@@ -143,6 +143,7 @@ cdef int _map_arena(oc_slabs* t, oc_class* c, uint32_t number, oc_arena* a) noex
     if (_touch_ledger(&c.ledger.state[first], objects) < 0
             or _touch_ledger(&c.ledger.generation[first], objects * 2) < 0):
         free(a.free)
+        a.free = NULL
         return ENOMEM
     a.backing = 0
     if fd >= 0:
@@ -155,6 +156,7 @@ cdef int _map_arena(oc_slabs* t, oc_class* c, uint32_t number, oc_arena* a) noex
         error = map_pages(t.fd_small, offset, ARENA_BYTES, PAGE, t.thp, &t.nodes, &at, &t.unbound)
     if error:
         free(a.free)
+        a.free = NULL
         return error
     a.node = node_of(at)
     if OC_CHECKS_ON:

@@ -55,6 +55,18 @@ def _python(options: Options, poll: str | None) -> list[dict[str, Any]]:
     return pyloop.run(options, poll or POLL)
 
 
+def _slab(options: Options, poll: str | None) -> list[dict[str, Any]]:
+    from appliance.bench import slab
+
+    return slab.run(options)
+
+
+def _ring(options: Options, poll: str | None) -> list[dict[str, Any]]:
+    from appliance.bench import ring
+
+    return ring.run(options)
+
+
 BENCHMARKS: dict[str, Callable[[Options, str | None], list[dict[str, Any]]]] = {
     "loop": _loop,
     "rx": _rx,
@@ -62,6 +74,8 @@ BENCHMARKS: dict[str, Callable[[Options, str | None], list[dict[str, Any]]]] = {
     "forward": _forward,
     "latency": _latency,
     "python": _python,
+    "slab": _slab,
+    "ring": _ring,
 }
 
 # Who each can be compared with, by the names that --against takes.
@@ -72,6 +86,8 @@ PEERS = {
     "forward": ("testpmd",),
     "latency": ("udp-socket",),
     "python": ("inline-count", "raw-socket", "scapy"),
+    "slab": ("rte_mempool",),
+    "ring": ("rte_ring",),
 }
 
 
