@@ -20,10 +20,12 @@ from appliance.engine import build, check, cpus, statistics
 from appliance.engine.crew import Crew
 from appliance.engine.swap import Rules
 from appliance.errors import PortError
+from appliance.memory import EventLog, report
 from appliance.net import InterfaceInfo, Link, interface, recover
 from appliance.net.zerocopy import verdict
 from appliance.steering import Rule
 
+EVENTS_SHOWN = 16  # in the statistics; `mem explain` has all
 DRAIN_S = 0.2  # a full RX ring of 2,048 is consumed in a millisecond; the rest is for the far side
 DRAIN_STEP_S = 0.005  # quiet for two steps is quiet: an interrupt's poll takes far less
 
@@ -41,6 +43,7 @@ class Engine:
         self._links: dict[str, Link] = {}
         self._crew: Crew | None = None
         self._rules: Rules | None = None
+        self.events = EventLog()
         self._leaked = 0
         self._started = time.monotonic()
         self._final: dict[str, Any] | None = None
@@ -181,6 +184,17 @@ class Engine:
         with self._lock:
             return self._final if self._final is not None else self._collect()
 
+    def explain(self) -> dict[str, Any]:
+        """Who holds what now, for how long, and what was done about it."""
+        with self._lock:
+            self._running()
+            return report.page(
+                statistics.memories(self._ports.values()),
+                statistics.holders(self.config, self._crew),
+                None,
+                self.events.listed(),
+            )
+
     def rules(self) -> list[dict[str, Any]]:
         """The rules in force with their ids and what they matched, port by port, in order."""
         with self._lock:
@@ -230,6 +244,7 @@ class Engine:
             "pid": os.getpid(),
             "uptime_s": round(time.monotonic() - self._started, 3),
             "running": self.state == "running",
+            "events": self.events.listed(EVENTS_SHOWN),
             "state": "degraded" if reasons else "ok",
             "reasons": reasons,
         }
