@@ -6,14 +6,14 @@ take part. It owns nothing but a cache for the length of a call, and is no part 
 """
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
-from cython_ext.atomics cimport cpu_relax, load_relaxed_u32, load_relaxed_u64, store_relaxed_u32
-from cython_ext.atomics cimport store_release_u32, load_acquire_u32
+from cython_ext.atomics cimport cpu_relax, load_relaxed_u32, store_relaxed_u32
 from cython_ext.shm_ring cimport (MPMC, ShmRing, mpmc_dequeue, mpmc_enqueue, spsc_dequeue,
                                   spsc_enqueue, yield_cpu)
 from cython_ext.slab cimport (slabs_alloc, slabs_alloc_one, slabs_free, slabs_free_class,
                               slabs_free_one)
 from cython_ext.slab_tier cimport Cache, Slabs
-from cython_ext.slab_types cimport CLASSES, class_of, class_of_bytes, object_number, oc_class
+from cython_ext.slab_types cimport (CLASSES, class_of, class_of_bytes, object_number, oc_cache,
+                                    oc_class)
 
 cdef enum:
     HELD_MAX = 512
@@ -32,7 +32,8 @@ def slab_ns(Slabs slabs not None, uint32_t nbytes, uint32_t bulk, double seconds
 
     In CPU time of the thread: it never sleeps, and what else runs on the core is not its cost.
     """
-    cdef Cache cache = Cache(slabs, "gauge")
+    cdef Cache owner = Cache(slabs, "gauge")
+    cdef oc_cache* cache = owner.c
     cdef uint32_t cls = class_of_bytes(nbytes)
     cdef uint32_t i
     cdef uint64_t objects = 0
@@ -45,10 +46,10 @@ def slab_ns(Slabs slabs not None, uint32_t nbytes, uint32_t bulk, double seconds
     with nogil:
         begin = _now(CLOCK_THREAD_CPUTIME_ID)
         while took < seconds * 1e9:
-            for i in range(ROUNDS):
-                if slabs_alloc(cache.c, cls, held, bulk) < 0:
+            for _ in range(ROUNDS):
+                if slabs_alloc(cache, cls, held, bulk) < 0:
                     break
-                slabs_free_class(cache.c, cls, held, bulk)
+                slabs_free_class(cache, cls, held, bulk)
             objects += <uint64_t>ROUNDS * bulk
             took = _now(CLOCK_THREAD_CPUTIME_ID) - begin
     return took / <double>objects
@@ -56,7 +57,8 @@ def slab_ns(Slabs slabs not None, uint32_t nbytes, uint32_t bulk, double seconds
 
 def slab_single_ns(Slabs slabs not None, uint32_t nbytes, double seconds):
     """ns of CPU time per object for taking and giving back one at a time."""
-    cdef Cache cache = Cache(slabs, "gauge")
+    cdef Cache owner = Cache(slabs, "gauge")
+    cdef oc_cache* cache = owner.c
     cdef uint32_t cls = class_of_bytes(nbytes)
     cdef uint32_t i
     cdef uint64_t objects = 0
@@ -65,11 +67,11 @@ def slab_single_ns(Slabs slabs not None, uint32_t nbytes, double seconds):
     with nogil:
         begin = _now(CLOCK_THREAD_CPUTIME_ID)
         while took < seconds * 1e9:
-            for i in range(ROUNDS):
-                one = slabs_alloc_one(cache.c, cls)
+            for _ in range(ROUNDS):
+                one = slabs_alloc_one(cache, cls)
                 if one == NULL:
                     break
-                slabs_free_one(cache.c, cls, one)
+                slabs_free_one(cache, cls, one)
             objects += ROUNDS
             took = _now(CLOCK_THREAD_CPUTIME_ID) - begin
     return took / <double>objects
@@ -107,10 +109,9 @@ def slab_stress(Slabs slabs not None, uint32_t seed, uint64_t operations):
     cdef void* held[HELD_MAX]
     cdef uint64_t marks[HELD_MAX]
     cdef uint32_t sizes[HELD_MAX]
-    cdef uint32_t n = 0, bulk, cls, i, k, words
-    cdef uint64_t step
+    cdef uint32_t n = 0, bulk, cls, i, words
     with nogil:
-        for step in range(operations):
+        for _ in range(operations):
             x ^= x << 13
             x ^= x >> 7
             x ^= x << 17
@@ -150,7 +151,7 @@ def ring_produce(ShmRing ring not None, uint32_t bulk, uint64_t elements, uint64
     cdef uint64_t buffer[BULK_MAX * 8]
     cdef uint64_t sent = 0
     cdef uint32_t words = ring.element_bytes // 8
-    cdef uint32_t i, k, n, got, at
+    cdef uint32_t i, k, n, got
     cdef uint32_t idle = 0
     ring.alive()
     if not 1 <= bulk <= BULK_MAX:
@@ -247,7 +248,7 @@ def ring_ns(ShmRing ring not None, uint32_t bulk, double seconds, Stop stop not 
     with nogil:
         begin = _now(CLOCK_MONOTONIC)
         while took < seconds * 1e9:
-            for i in range(ROUNDS):
+            for _ in range(ROUNDS):
                 if ring.mode == MPMC:
                     while mpmc_dequeue(&ring.both, buffer, bulk, bulk) == 0:
                         cpu_relax()

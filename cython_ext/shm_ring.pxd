@@ -54,6 +54,7 @@ cdef struct oc_spsc:              # one side's private view
     uint32_t theirs
     uint32_t size
     uint32_t shift                # of an element's bytes
+    uint8_t gap[256 - 40]         # two sides in one process must not share a line
 
 cdef struct oc_mpmc:
     uint64_t* producer

@@ -9,12 +9,11 @@ Joining believes nothing: magic, version, mode, geometry and length must agree w
 with the file, and the indices with the size. What is checked once is copied and never read again.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memset
 from posix.unistd cimport close, dup
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cython_ext.arena cimport fault
-from cython_ext.atomics cimport load_acquire_u64, store_release_u32
+from cython_ext.atomics cimport load_acquire_u64
 
 import os
 
@@ -109,7 +108,7 @@ cdef class ShmRing:
     def _adopt(self):
         """Reads the geometry once, checks it, and keeps a copy; afterwards the indices."""
         cdef oc_ring_header h = self.header[0]
-        cdef uint32_t head, used
+        cdef uint32_t used
         wrong = _geometry(h.size, h.element_bytes)
         if h.mode not in (SPSC, MPMC):
             wrong = f"mode: {h.mode}"

@@ -4,9 +4,9 @@
 # halves are here to be inlined: a handful of instructions per object, ledger included.
 from libc.stdint cimport uint32_t
 from cython_ext.atomics cimport OC_CHECKS_ON, unlikely
-from cython_ext.slab_types cimport (BATCH_MAX, CLASSES, class_of, give_one, ledger_give,
-                                    ledger_take, oc_cache, oc_class, oc_magazine, oc_slabs,
-                                    take_one)
+from cython_ext.slab_types cimport (ALL_RUNS, BATCH_MAX, CLASSES, TAKEN_TWICE, class_of, give_one,
+                                    ledger_give, ledger_take, oc_cache, oc_class, oc_magazine,
+                                    oc_slabs, take_one, violation)
 
 
 cdef inline int slabs_alloc(oc_cache* cache, uint32_t cls, void** out,
@@ -20,7 +20,8 @@ cdef inline int slabs_alloc(oc_cache* cache, uint32_t cls, void** out,
         if slabs_refill(cache, cls, n) < 0:
             return -1
     m.n -= n
-    done = ledger_take(&cache.tier.classes[cls].ledger, &m.objects[m.n], out, n)
+    done = ledger_take(&cache.tier.classes[cls].ledger, &m.objects[m.n], out, n,
+                       0 if m.n & 15 else m.runs >> (m.n >> 4))
     if unlikely(done < n):
         return slabs_alloc_again(cache, cls, out, n, done)
     if OC_CHECKS_ON:
@@ -33,14 +34,23 @@ cdef inline uint32_t slabs_free_class(oc_cache* cache, uint32_t cls, void* const
     """slabs_free for who knows the class: what belongs to another one still goes to its own."""
     cdef oc_magazine* m = &cache.magazines[cls]
     cdef oc_class* c = &cache.tier.classes[cls]
-    cdef uint32_t done
+    cdef uint32_t done, slots
     if OC_CHECKS_ON:
         return slabs_free_slowly(cache, objects, n)
     if unlikely(m.n + n > c.cache_most):
         if n > c.batch:
             return slabs_free_slowly(cache, objects, n)
         slabs_flush(cache, cls)
-    done = ledger_give(&c.ledger, objects, &m.objects[m.n], n)
+    done = ledger_give(&c.ledger, objects, &m.objects[m.n], n,
+                       0 if m.n & 15 else m.runs >> (m.n >> 4))
+    # Which sixteens of slots were written: (first, last] as bits.
+    slots = (<uint32_t>2 << ((m.n + n - 1) >> 4)) - (<uint32_t>1 << (m.n >> 4))
+    if done & ALL_RUNS and m.n & 15 == 0:
+        if m.runs & slots != slots:
+            m.runs |= slots
+    elif m.runs & slots:
+        m.runs &= ~slots
+    done &= ~ALL_RUNS
     m.n += done
     if unlikely(done < n):
         return slabs_free_slowly(cache, objects + done, n - done)
@@ -64,20 +74,19 @@ cdef inline void* slabs_alloc_one(oc_cache* cache, uint32_t cls) noexcept nogil:
     cdef oc_magazine* m = &cache.magazines[cls]
     cdef void* p = m.hot
     if p == NULL or OC_CHECKS_ON:
-        return NULL if slabs_alloc(cache, cls, &p, 1) < 0 else p
+        return slabs_alloc_one_slowly(cache, cls)
     m.hot = NULL
     if unlikely(not take_one(&cache.tier.classes[cls].ledger, p)):
-        return slabs_alloc_one_again(cache, cls, p)
+        violation(cache.tier, TAKEN_TWICE, p)
+        return slabs_alloc_one_slowly(cache, cls)
     return p
 
 
 cdef inline bint slabs_free_one(oc_cache* cache, uint32_t cls, void* p) noexcept nogil:
     """Gives back one object of a class that is known; False if it is not live."""
     cdef oc_magazine* m = &cache.magazines[cls]
-    if m.hot != NULL or OC_CHECKS_ON:
-        return slabs_free_class(cache, cls, &p, 1) == 0
-    if unlikely(not give_one(&cache.tier.classes[cls].ledger, p)):
-        return slabs_free_slowly(cache, &p, 1) == 0
+    if m.hot != NULL or OC_CHECKS_ON or not give_one(&cache.tier.classes[cls].ledger, p):
+        return slabs_free_one_slowly(cache, cls, p)
     m.hot = p
     return True
 
@@ -88,7 +97,8 @@ cdef void slabs_flush(oc_cache* cache, uint32_t cls) noexcept nogil
 cdef int slabs_alloc_slowly(oc_cache* cache, uint32_t cls, void** out, uint32_t n) noexcept nogil
 cdef int slabs_alloc_again(oc_cache* cache, uint32_t cls, void** out, uint32_t n,
                            uint32_t taken) noexcept nogil
-cdef void* slabs_alloc_one_again(oc_cache* cache, uint32_t cls, void* taken) noexcept nogil
+cdef void* slabs_alloc_one_slowly(oc_cache* cache, uint32_t cls) noexcept nogil
+cdef bint slabs_free_one_slowly(oc_cache* cache, uint32_t cls, void* p) noexcept nogil
 cdef void slabs_check_poison(oc_cache* cache, uint32_t cls, void** out, uint32_t n) noexcept nogil
 cdef uint32_t slabs_free_slowly(oc_cache* cache, void* const* objects,
                                 uint32_t n) noexcept nogil

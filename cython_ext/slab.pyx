@@ -27,16 +27,15 @@ cdef int slabs_refill(oc_cache* cache, uint32_t cls, uint32_t n) noexcept nogil:
     cdef uint32_t want
     cdef bint trimmed = False
     _cool(m)
-    want = n - m.n if n > m.n + c.batch else c.batch
-    if n <= m.n:
-        return 0
-    while True:
+    m.runs = 0
+    while m.n < n:
+        # Whole batches, always: two threads with half of one each write the same ledger lines.
+        want = n - m.n if n > m.n + c.batch else c.batch
         pthread_mutex_lock(&c.lock)
         m.n += depot_take(c, &m.objects[m.n], want)
         pthread_mutex_unlock(&c.lock)
         if m.n >= n:
-            return 0
-        want = n - m.n
+            break
         if slabs_grow(t, c) < 0:
             # At the cap, arenas that are empty in other classes can serve here.
             if not trimmed and slabs_trim(t, True):
@@ -44,6 +43,7 @@ cdef int slabs_refill(oc_cache* cache, uint32_t cls, uint32_t n) noexcept nogil:
                 continue
             atomic_add(&t.refusals, 1)
             return -1
+    return 0
 
 
 cdef void slabs_flush(oc_cache* cache, uint32_t cls) noexcept nogil:
@@ -55,6 +55,7 @@ cdef void slabs_flush(oc_cache* cache, uint32_t cls) noexcept nogil:
     depot_give(cache.tier, c, m.objects, n)
     pthread_mutex_unlock(&c.lock)
     m.n -= n
+    m.runs = 0
     for i in range(m.n):
         m.objects[i] = m.objects[i + n]
 
@@ -79,6 +80,7 @@ cdef int slabs_alloc_again(oc_cache* cache, uint32_t cls, void** out, uint32_t n
     cdef uint32_t i, left = n - taken - 1
     cdef void** source = &m.objects[m.n]
     violation(cache.tier, TAKEN_TWICE, source[taken])
+    m.runs = 0
     for i in range(left):
         source[i] = source[i + taken + 1]
     m.n += left
@@ -88,10 +90,14 @@ cdef int slabs_alloc_again(oc_cache* cache, uint32_t cls, void** out, uint32_t n
     return 0
 
 
-cdef void* slabs_alloc_one_again(oc_cache* cache, uint32_t cls, void* taken) noexcept nogil:
+cdef void* slabs_alloc_one_slowly(oc_cache* cache, uint32_t cls) noexcept nogil:
+    """Apart, and by value: a pointer whose address is taken lives on the stack."""
     cdef void* p = NULL
-    violation(cache.tier, TAKEN_TWICE, taken)
     return NULL if slabs_alloc(cache, cls, &p, 1) < 0 else p
+
+
+cdef bint slabs_free_one_slowly(oc_cache* cache, uint32_t cls, void* p) noexcept nogil:
+    return slabs_free_class(cache, cls, &p, 1) == 0
 
 
 cdef inline void _cool(oc_magazine* m) noexcept nogil:
@@ -130,6 +136,7 @@ cdef uint32_t slabs_free_slowly(oc_cache* cache, void* const* objects,
             slabs_flush(cache, cls)
         m.objects[m.n] = objects[i]
         m.n += 1
+        m.runs = 0
     return wrong
 
 
@@ -172,15 +179,15 @@ cdef bint slabs_free_directly(oc_slabs* t, void* one, uint32_t generation) noexc
 cdef bint slabs_is_live(oc_slabs* t, const void* one, uint32_t* generation) noexcept nogil:
     cdef uint32_t cls = class_of(t, one)
     cdef uint64_t number
-    cdef oc_ledger* l
+    cdef oc_ledger* ledger
     if cls >= CLASSES:
         return False
-    l = &t.classes[cls].ledger
-    number = object_number(l, one)
-    if number >= l.objects_max:
+    ledger = &t.classes[cls].ledger
+    number = object_number(ledger, one)
+    if number >= ledger.objects_max:
         return False
-    generation[0] = l.generation[number]
-    return l.state[number] == 1
+    generation[0] = ledger.generation[number]
+    return ledger.state[number] == 1
 
 
 # ------------------------------------------------------------------ caches

@@ -15,7 +15,7 @@ from libc.stdlib cimport free, malloc
 from cython_ext.slab cimport (slabs_alloc, slabs_free, slabs_free_directly, slabs_is_live)
 from cython_ext.slab_arenas cimport slabs_trim
 from cython_ext.slab_tier cimport Cache, Slabs
-from cython_ext.slab_types cimport CLASSES, class_of, class_of_bytes, oc_class
+from cython_ext.slab_types cimport CLASSES, class_of_bytes
 
 # The exceptions of the package above us, put here by its facade (imports point downward only).
 StaleSlabError = RuntimeError

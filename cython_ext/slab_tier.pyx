@@ -10,13 +10,12 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy
 from posix.unistd cimport close
-from cython_ext.arena cimport (NODES_MAX, fault, memory_file, nodes_of, reserve_addresses,
-                               unmap_pages)
+from cython_ext.arena cimport fault, memory_file, nodes_of, reserve_addresses
 from cython_ext.frames cimport (pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
                                 pthread_mutex_unlock)
 from cython_ext.slab cimport cache_close, cache_drain, cache_open, slabs_alloc, slabs_free
 from cython_ext.slab_arenas cimport slabs_trim
-from cython_ext.slab_types cimport (ABSENT, ARENA_SHIFT, BATCH_MAX, CLASSES, EVENTS, OPEN,
+from cython_ext.slab_types cimport (ARENA_SHIFT, BATCH_MAX, CLASSES, EVENTS, OPEN,
                                     SHIFT_MIN, VIOLATIONS, oc_arena, oc_cache, oc_class, oc_event,
                                     oc_header, class_of_bytes, ledger_open)
 
@@ -271,7 +270,6 @@ cdef class Cache:
             raise MemoryError("a cache of slabs")
         cache_open(self.c, &slabs.t)
         memcpy(self.c.owner, clabel, len(label))
-
 
     def drain(self):
         """What is cached goes to the depot."""

@@ -64,9 +64,12 @@ cdef extern from "oc_slab_ledger.h" nogil:
     bint take_one "oc_take_one"(const oc_ledger* l, void* p) noexcept
     bint give_one "oc_give_one"(const oc_ledger* l, void* p) noexcept
     uint32_t ledger_take "oc_ledger_take"(const oc_ledger* l, void* const* source, void** to,
-                                          uint32_t n) noexcept
+                                          uint32_t n, uint32_t known) noexcept
     uint32_t ledger_give "oc_ledger_give"(const oc_ledger* l, void* const* source, void** to,
-                                          uint32_t n) noexcept
+                                          uint32_t n, uint32_t known) noexcept
+
+    enum:
+        ALL_RUNS "OC_ALL_RUNS"
 
 cdef struct oc_class:
     oc_ledger ledger
@@ -136,6 +139,7 @@ cdef struct oc_slabs:
 
 cdef struct oc_magazine:
     uint32_t n
+    uint32_t runs                 # bit k: slots 16 k to 16 k + 15 hold a run of the ledger
     void* hot                     # one object more, or NULL: for takings one at a time
     uint64_t[6] gap               # the objects begin a cache line: vectors are not split
     void* objects[CACHE_MAX]

@@ -18,7 +18,8 @@
 #include <rte_ring.h>
 
 /* CACHE is what our caches hold of 2 KiB objects; RING is what our benchmark makes. */
-enum { OBJECTS = 4095, OBJECT_BYTES = 2048, CACHE = 128, ROUNDS = 4096, RING = 4096, BULK_MAX = 128 };
+enum { OBJECTS = 4095, OBJECT_BYTES = 2048, CACHE = 128, RING = 4096, ROUNDS = 4096,
+       BULK_MAX = 128 };
 
 static struct rte_mempool *pool;
 static struct rte_ring *ring;

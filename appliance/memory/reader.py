@@ -1,6 +1,6 @@
 """SlabReader: slabs of another process, by their handle, read only.
 
-A handle is 64 bits: a 16-bit generation above 38 bits of place in units of 64 B. The reader gets three
+A handle is a 16-bit generation above 38 bits of place in units of 64 B. The reader gets three
 descriptors and believes their content only within bounds: the place is checked, state and
 generation are looked at before and after the copy, so that it is whole or StaleFrame. It reads
 instead of mapping: an arena that is given back meanwhile cannot take it down.

@@ -5,7 +5,7 @@
  *
  * Objects that are taken together are mostly given back together, and lie side by side: then
  * sixteen states are two words and sixteen generations one vector. That is what makes a ledger for
- * every object affordable: 0.35 ns instead of 1.2 ns per object taken and given (Zen 5; DPDK's
+ * every object affordable: 0.34 ns instead of 1.2 ns per object taken and given (Zen 5; DPDK's
  * mempool, which checks nothing, takes 0.3 ns). Objects that lie scattered go one by one. Vectors
  * of 64 bytes were slower (0.58 ns): what one side stores the other loads at once.
  *
@@ -75,94 +75,164 @@ static inline int oc_give_one(const struct oc_ledger *l, void *p)
 	return 1;
 }
 
-/* Moves n objects from `from` to `to` and marks them; how many were right, up to the first wrong
- * one. Sixteen at once while they are runs. V is a vector of L pointers, `zero` tells if one is all
- * zero, `rest` does what is left. */
-#define OC_AT(V, p) (*(V *)(p))
-#define OC_STATES(number) (*(oc_u64_any *)&l.state[number])
-#define OC_LEDGER_LOOP(V, L, zero, rest, number_of, most, was, becomes, advance)                 \
-	const struct oc_ledger l = *ledger; /* in registers: nothing written here is in it */    \
-	uint64_t i = 0, first, number;                                                           \
-	V some[16 / L], off;                                                                     \
-	int k;                                                                                   \
-	for (; i + 16 <= n; i += 16) {                                                           \
-		first = (uint64_t)from[i];                                                       \
-		number = number_of(&l, (void *)first);                                           \
-		off = (V){ 0 };                                                                  \
-		for (k = 0; k < 16 / L; k++) {                                                   \
-			some[k] = OC_AT(const V, &from[i + k * L]);                              \
-			off |= (some[k] - first) ^ OC_AT(const V, &ledger->steps[k * L]);        \
-		}                                                                                \
-		if (!zero(off) || number >= (most) - 8 ||                                        \
-		    ((OC_STATES(number) ^ (was)) | (OC_STATES(number + 8) ^ (was))))             \
-			return rest(ledger, from, to, n, i);                                     \
-		for (k = 0; k < 16 / L; k++)                                                     \
-			OC_AT(V, &to[i + k * L]) = some[k];                                      \
-		advance(V, number);                                                              \
-		OC_STATES(number) = becomes;                                                     \
-		OC_STATES(number + 8) = becomes;                                                 \
-	}                                                                                        \
-	return i == n ? n : rest(ledger, from, to, n, i);
-
-#define OC_SAME_GENERATION(V, number) (void)0
-#define OC_NEXT_GENERATION(V, number)                                                            \
-	for (k = 0; k < 32 / (int)sizeof(V); k++)                                                \
-		OC_AT(V##_g, &l.generation[(number) + k * (sizeof(V) / 2)]) += 1
-
-/* What a magazine holds was checked when it came in; what comes in may be anything. */
-#define OC_TAKING oc_trusted_number, UINT64_MAX, 0, OC_EIGHT_LIVE, OC_SAME_GENERATION
-#define OC_GIVING oc_object_number, l.objects_max - 7, OC_EIGHT_LIVE, 0, OC_NEXT_GENERATION
-#define OC_EXPAND(macro, ...) macro(__VA_ARGS__)
-#define OC_BOTH(V, L, attributes, zero)                                                          \
-	attributes static uint32_t oc_take_##V(const struct oc_ledger *ledger,                   \
-					       void *const *from, void **to, uint32_t n)         \
-	{ OC_EXPAND(OC_LEDGER_LOOP, V, L, zero, oc_take_rest, OC_TAKING) }                       \
-	attributes static uint32_t oc_give_##V(const struct oc_ledger *ledger,                   \
-					       void *const *from, void **to, uint32_t n)         \
-	{ OC_EXPAND(OC_LEDGER_LOOP, V, L, zero, oc_give_rest, OC_GIVING) }
-
-#define OC_REST(name, one)                                                                       \
-	__attribute__((noinline)) static uint32_t name(const struct oc_ledger *l,                \
-						       void *const *from, void **to,             \
-						       uint32_t n, uint64_t i)                   \
-	{                                                                                        \
-		for (; i < n; i++) {                                                             \
-			to[i] = from[i];                                                         \
-			if (!one(l, to[i]))                                                      \
-				break;                                                           \
-		}                                                                                \
-		return i;                                                                        \
+/* One by one, from i on; how many were right, up to the first wrong one. */
+__attribute__((noinline)) static uint32_t oc_take_rest(const struct oc_ledger *l, void *const *from,
+						       void **to, uint32_t n, uint64_t i)
+{
+	for (; i < n; i++) {
+		to[i] = from[i];
+		if (!oc_take_one(l, to[i]))
+			break;
 	}
-OC_REST(oc_take_rest, oc_take_one)
-OC_REST(oc_give_rest, oc_give_one)
+	return i;
+}
+
+__attribute__((noinline)) static uint32_t oc_give_rest(const struct oc_ledger *l, void *const *from,
+						       void **to, uint32_t n, uint64_t i)
+{
+	for (; i < n; i++) {
+		to[i] = from[i];
+		if (!oc_give_one(l, to[i]))
+			break;
+	}
+	return i;
+}
+
+/* Said with a count: every sixteen objects that were moved are a run. */
+#define OC_ALL_RUNS 0x80000000u
 
 /* Under ThreadSanitizer one by one, with accesses that it understands. */
 #if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
-#define OC_VECTOR(name, type, bytes) \
-	typedef type name __attribute__((vector_size(bytes), aligned(2), may_alias))
-OC_VECTOR(avx2, uint64_t, 32);
-OC_VECTOR(avx2_g, uint16_t, 32);
+#define OC_VECTOR(name, type) \
+	typedef type name __attribute__((vector_size(32), aligned(2), may_alias))
+OC_VECTOR(oc_u64x4, uint64_t);
+OC_VECTOR(oc_u16x16, uint16_t);
 typedef long long oc_i64x4 __attribute__((vector_size(32)));
-#define OC_NONE_256(v) __builtin_ia32_ptestz256((oc_i64x4)(v), (oc_i64x4)(v))
-OC_BOTH(avx2, 4, __attribute__((target("avx2"), noinline)), OC_NONE_256)
-#define OC_MANY(what)                                                                            \
-	if (n >= 16 && __builtin_cpu_supports("avx2"))                                           \
-		return oc_##what##_avx2(l, from, to, n)
+
+struct oc_sixteen {
+	oc_u64x4 a, b, c, d;
+};
+
+#define OC_AVX2 __attribute__((target("avx2")))
+#define OC_INLINE_AVX2 OC_AVX2 __attribute__((always_inline)) static inline
+#define OC_STATES(l, number) (*(oc_u64_any *)&(l)->state[number])
+
+OC_INLINE_AVX2 int oc_zero(oc_u64x4 v)
+{
+	return __builtin_ia32_ptestz256((oc_i64x4)v, (oc_i64x4)v);
+}
+
+OC_INLINE_AVX2 struct oc_sixteen oc_load(const void *p)
+{
+	const oc_u64x4 *v = p;
+
+	return (struct oc_sixteen){ v[0], v[1], v[2], v[3] };
+}
+
+OC_INLINE_AVX2 void oc_store(void *p, struct oc_sixteen s)
+{
+	oc_u64x4 *v = p;
+
+	v[0] = s.a, v[1] = s.b, v[2] = s.c, v[3] = s.d;
+}
+
+/* Are they side by side and ascending? */
+OC_INLINE_AVX2 int oc_is_run(const struct oc_ledger *l, struct oc_sixteen s, uint64_t first)
+{
+	struct oc_sixteen step = oc_load(l->steps);
+
+	return oc_zero(((s.a - first) ^ step.a) | ((s.b - first) ^ step.b) |
+		       ((s.c - first) ^ step.c) | ((s.d - first) ^ step.d));
+}
+
+OC_INLINE_AVX2 int oc_equal(struct oc_sixteen s, const void *p)
+{
+	struct oc_sixteen t = oc_load(p);
+
+	return oc_zero((s.a ^ t.a) | (s.b ^ t.b) | (s.c ^ t.c) | (s.d ^ t.d));
+}
+
+/* Bit k of `known` says that from[16 k ...] is a run. */
+OC_AVX2 __attribute__((noinline)) static uint32_t oc_take_runs(const struct oc_ledger *ledger,
+							       void *const *from, void **to,
+							       uint32_t n, uint32_t known)
+{
+	const struct oc_ledger l = *ledger; /* in registers: nothing written here is in it */
+
+	for (uint64_t i = 0; i < n; i += 16, known >>= 1) {
+		struct oc_sixteen s;
+		uint64_t number;
+
+		if (i + 16 > n)
+			return oc_take_rest(ledger, from, to, n, i);
+		s = oc_load(&from[i]);
+		number = oc_trusted_number(&l, from[i]);
+		if ((!(known & 1) && !oc_is_run(ledger, s, (uint64_t)from[i])) ||
+		    (OC_STATES(&l, number) | OC_STATES(&l, number + 8)))
+			return oc_take_rest(ledger, from, to, n, i);
+		oc_store(&to[i], s);
+		OC_STATES(&l, number) = OC_EIGHT_LIVE;
+		OC_STATES(&l, number + 8) = OC_EIGHT_LIVE;
+	}
+	return n;
+}
+
+/* Bit k of `known` says that to[16 k ...] still holds a run that was taken from there: what is
+ * given
+ * back in the order in which it was taken is only compared, not checked and written again. */
+OC_AVX2 __attribute__((noinline)) static uint32_t oc_give_runs(const struct oc_ledger *ledger,
+							       void *const *from, void **to,
+							       uint32_t n, uint32_t known)
+{
+	const struct oc_ledger l = *ledger;
+
+	for (uint64_t i = 0; i < n; i += 16, known >>= 1) {
+		struct oc_sixteen s;
+		uint64_t number;
+
+		if (i + 16 > n)
+			return oc_give_rest(ledger, from, to, n, i);
+		s = oc_load(&from[i]);
+		if ((known & 1) && oc_equal(s, &to[i])) {
+			number = oc_trusted_number(&l, from[i]);
+		} else {
+			number = oc_object_number(&l, from[i]);
+			if (number >= l.objects_max - 15 ||
+			    !oc_is_run(ledger, s, (uint64_t)from[i]))
+				return oc_give_rest(ledger, from, to, n, i);
+			oc_store(&to[i], s);
+		}
+		if ((OC_STATES(&l, number) ^ OC_EIGHT_LIVE) |
+		    (OC_STATES(&l, number + 8) ^ OC_EIGHT_LIVE))
+			return oc_give_rest(ledger, from, to, n, i);
+		*(oc_u16x16 *)&l.generation[number] += 1;
+		OC_STATES(&l, number) = 0;
+		OC_STATES(&l, number + 8) = 0;
+	}
+	return n | OC_ALL_RUNS;
+}
+#define OC_RUNS(what)                                                \
+	if (n >= 16 && __builtin_cpu_supports("avx2"))               \
+		return oc_##what##_runs(l, from, to, n, known)
 #else
-#define OC_MANY(what) (void)0
+#define OC_RUNS(what) (void)0
 #endif
 
+/* Moves n objects from the magazine and marks them live; how many were free, up to the first that
+ * was not. */
 static inline uint32_t oc_ledger_take(const struct oc_ledger *l, void *const *from, void **to,
-				      uint32_t n)
+				      uint32_t n, uint32_t known)
 {
-	OC_MANY(take);
+	OC_RUNS(take);
 	return oc_take_rest(l, from, to, n, 0);
 }
 
+/* Moves n objects, which may be anything, to the magazine; how many were live objects of the class,
+ * up to the first that was not, with OC_ALL_RUNS. */
 static inline uint32_t oc_ledger_give(const struct oc_ledger *l, void *const *from, void **to,
-				      uint32_t n)
+				      uint32_t n, uint32_t known)
 {
-	OC_MANY(give);
+	OC_RUNS(give);
 	return oc_give_rest(l, from, to, n, 0);
 }
 #endif

@@ -81,7 +81,8 @@ class SlabModel(RuleBasedStateMachine):
     def give_once_more(self, data, which):
         again = data.draw(st.sampled_from(self.given))
         good = next(iter(self.raw), None)
-        if again in self.raw or (live := {s.address for s, _ in self.objects}) and again in live:
+        live = {slab.address for slab, _ in self.objects}
+        if again in self.raw or again in live:
             return  # somebody else has it by now; only a generation can tell
         if any(again == address for address, _ in self.view_addresses()):
             return
