@@ -16,8 +16,9 @@ from typing import Any
 from appliance.attachment import Attachment, PortSpec, Umem
 from appliance.config import Config, PortConfig
 from appliance.dataplane import Frames
-from appliance.engine import build, check, cpus, statistics
+from appliance.engine import build, check, cpus, governor, statistics
 from appliance.engine.crew import Crew
+from appliance.engine.guard import Guard
 from appliance.engine.swap import Rules
 from appliance.errors import PortError
 from appliance.memory import EventLog, report
@@ -44,6 +45,7 @@ class Engine:
         self._crew: Crew | None = None
         self._rules: Rules | None = None
         self.events = EventLog()
+        self._guard: Guard | None = None
         self._leaked = 0
         self._started = time.monotonic()
         self._final: dict[str, Any] | None = None
@@ -60,6 +62,7 @@ class Engine:
                 self._open()
                 for attachment in self._ports.values():
                     attachment.start()
+                self._govern()
             except BaseException:
                 self._take_down()
                 self.state = "failed"
@@ -95,6 +98,18 @@ class Engine:
         nodes = [_node(self._ports[group.lanes[0].port]) for group in layout.groups]
         self._crew.start(cpus.here(nodes))
 
+    def _govern(self) -> None:
+        """Rings and frames are watched from here on."""
+        self._guard = Guard(self._ports, self.events)
+        self._publish_priorities()
+        self._guard.start()
+
+    def _publish_priorities(self) -> None:
+        if self._guard is not None:
+            for port in self.config.ports:
+                rules = [Rule.of(entry) for entry in self.config.rules_of(port.name)]
+                self._guard.set_rules(port.name, rules)
+
     def _spec(self, port: PortConfig, mode: str) -> PortSpec:
         memory = self.config.memory
         return PortSpec(
@@ -126,6 +141,8 @@ class Engine:
                 if self.state != "running":
                     raise PortError(f"the appliance is {self.state}")
                 self.state = "stopping"
+                if self._guard is not None:
+                    self._guard.stop()
                 for attachment in self._ports.values():
                     attachment.stop()
                 self._drain()
@@ -146,6 +163,8 @@ class Engine:
 
     def _take_down(self) -> None:
         """From any state to nothing. The figures are read when all is still and not yet gone."""
+        if self._guard is not None:
+            self._guard.stop()
         for attachment in self._ports.values():
             attachment.stop()
         if self._crew is not None:
@@ -193,6 +212,7 @@ class Engine:
                 statistics.holders(self.config, self._crew),
                 None,
                 self.events.listed(),
+                self._guard.summary() if self._guard is not None else None,
             )
 
     def rules(self) -> list[dict[str, Any]]:
@@ -208,6 +228,7 @@ class Engine:
         """
         with self._lock:
             self.config = self._running().swap(tables)
+            self._publish_priorities()
             return self._running().listed()
 
     def _running(self) -> Rules:
@@ -228,10 +249,12 @@ class Engine:
         consumers, worker_drops = statistics.consumers(self.config, self._crew)
         drops.update(worker_drops)
         memories = self._memories()
-        memory = statistics.memory(self.config, memories)
+        governed = self._guard.summary() if self._guard is not None else governor.summary({})
+        memory = {**statistics.memory(self.config, memories), "governor": governed}
         reasons = [*memory["reasons"], *(self._crew.troubles() if self._crew else [])]
         for entry in entries:
             reasons += entry["reasons"]
+        state = governor.worst_of([governed["state"], "degraded" if reasons else "ok"])
         return {
             "ports": entries,
             "steering": statistics.steering(entries),
@@ -245,8 +268,9 @@ class Engine:
             "uptime_s": round(time.monotonic() - self._started, 3),
             "running": self.state == "running",
             "events": self.events.listed(EVENTS_SHOWN),
-            "state": "degraded" if reasons else "ok",
-            "reasons": reasons,
+            "events_total": self.events.total,
+            "state": state,
+            "reasons": [*reasons, *governed["reasons"]],
         }
 
 
