@@ -14,7 +14,7 @@ cdef class Holder(Lender):
     cdef readonly uint64_t copied_bytes   # of these
     cdef readonly uint64_t escaped        # copied out because the quota was used up
     cdef readonly uint64_t overrun        # holds that ended because the quota was used up
-    cdef readonly uint64_t overdue_copied # copied out past the deadline
+    cdef readonly uint64_t overdue_copied  # copied out past the deadline
     cdef readonly uint64_t overdue_dropped
     cdef readonly uint64_t refused        # holds refused: no room anywhere
     cdef void enlist(self, Frame frame) noexcept

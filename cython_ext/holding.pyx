@@ -69,10 +69,13 @@ cdef class Holder(Lender):
     # ------------------------------------------------------------------------- Lender's verbs
 
     cdef int pin(self, Frame frame) except -1:
-        if self.pinned + frame.pieces > self.quota and self.make_room(frame):
-            return 0
-        if frame.pinned:                  # another thread was here while Python ran
-            return 0
+        while self.pinned + frame.pieces > self.quota:
+            if self.make_room(frame):
+                return 0
+            # Python has run: others may have pinned it, recycled it, or taken the room.
+            if frame.pinned:
+                return 0
+            frame.check()
         Lender.pin(self, frame)
         self.enlist(frame)
         return 0

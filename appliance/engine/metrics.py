@@ -62,10 +62,10 @@ class Collector:
         yield _one("openclaw_memory_bytes", "The fast tier.", stats["memory"]["fast"]["bytes"])
         yield _one("openclaw_degraded", "1 while something is not as it should be.",
                    int(stats["state"] == "degraded"))
-        state = GaugeMetricFamily("openclaw_state", "1 for the state it is in.", labels=["state"])
-        for name in governor.STATES:
-            state.add_metric([name], int(stats["state"] == name))
-        yield state
+        states = GaugeMetricFamily("openclaw_state", "1 for the state it is in.", labels=["state"])
+        for word in governor.STATES:
+            states.add_metric([word], int(stats["state"] == word))
+        yield states
         yield CounterMetricFamily("openclaw_memory_events", "What was done about scarce memory.",
                                   value=stats["events_total"])
         yield _one("openclaw_uptime_seconds", "Since the start.", stats["uptime_s"])

@@ -173,6 +173,20 @@ def test_a_lossy_port_ends_the_oldest_hold_that_nobody_looks_at():
         assert port.held == 0 and ledger_adds_up(port)["leased"] == 0
 
 
+def test_a_hold_whose_room_was_its_own_packet_is_stale_and_spoils_nothing():
+    with opened("lossy", quota_frames=1) as port:
+        batch = receive(port, [packet(1)])
+        one, two = batch[0].hold(), batch[0]
+        batch.release()
+        with pytest.raises(appliance.StaleFrame):
+            two.hold()
+        assert one.stale and port.held == 0
+        again = receive(port, [packet(2)])
+        assert bytes(again[0]) == packet(2)
+        again.release()
+        assert ledger_adds_up(port)["leased"] == 0
+
+
 def test_a_lossy_port_refuses_when_somebody_looks_at_every_held_frame():
     with opened("lossy", quota_frames=2) as port:
         batch = receive(port, [packet(n) for n in range(3)])
