@@ -12,7 +12,7 @@ from typing import Any
 
 from appliance.dataplane import Frames, LoopQueue, Queue, XskQueue
 from appliance.errors import ConfigError, HostError, PortError
-from appliance.net import InterfaceInfo, Settings, in_netns, interface
+from appliance.net import InterfaceInfo, Settings, in_netns, inside, interface
 from appliance.net.zerocopy import verdict
 from appliance.plan import ETHERNET_BYTES, QueuePlan, packet_bytes_max, size_queue
 from appliance.refusal import refused
@@ -89,7 +89,7 @@ class Attachment:
     def _check(self) -> None:
         assert self.facts is not None
         if not self.facts.up:
-            where = f"ip -n {self.spec.netns}" if self.spec.netns else "ip"
+            where = " ".join(inside(self.spec.netns, "ip"))
             raise HostError(
                 f"{self.spec.interface} is down", fix=f"{where} link set {self.spec.interface} up"
             )

@@ -17,7 +17,7 @@ import numpy as np
 from appliance import limits
 from appliance.capture import Capture, ethernet_only
 from appliance.errors import HostError, PortError
-from appliance.net import InterfaceInfo, interface, link_statistics
+from appliance.net import InterfaceInfo, inside, interface, link_statistics
 from appliance.pacing import Burst, Schedule
 from appliance.plan import ETHERNET_BYTES
 from appliance.port import Port, open_port
@@ -115,7 +115,7 @@ def _figures(done: Replayed, port: Port, dropped: int) -> dict[str, Any]:
 
 
 def _check_link(facts: InterfaceInfo) -> None:
-    where = f"ip -n {facts.netns}" if facts.netns else "ip"
+    where = " ".join(inside(facts.netns, "ip"))
     if not facts.up:
         raise HostError(f"{facts.name} is down", fix=f"{where} link set {facts.name} up")
     if not facts.carrier:
@@ -159,7 +159,7 @@ def _check_mtu(facts: InterfaceInfo, chosen: Capture) -> None:
         room[np.isin(kind, VLAN_TYPES)] = facts.mtu + ETHERNET_BYTES
     excess = chosen.lengths.astype(np.int64) - room
     if len(excess) and excess.max() > 0:
-        where = f"ip -n {facts.netns}" if facts.netns else "ip"
+        where = " ".join(inside(facts.netns, "ip"))
         raise HostError(
             f"{facts.name}: MTU {facts.mtu} is too small for {int((excess > 0).sum())} packets of "
             f"{chosen.name}, up to {int(chosen.lengths.max())} bytes",

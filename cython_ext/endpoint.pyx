@@ -41,6 +41,7 @@ cdef extern from "oc_xdp.h":
 cdef enum:
     QUEUES_MAX = 128
     IDLE_US = 50                  # how long to nap on a port that has nothing to poll() on
+    SIGNALS_NS = 10000000         # without poll(): how often Python may handle its signals
     # Under load, look again for this long before sleeping, as the worker does (its SPIN_NS): a
     # sleeper has to be woken by the sender's core and to wait for its turn. A port at rest does
     # not spin: only one whose last batch was there without sleeping.
@@ -104,10 +105,10 @@ cdef class Endpoint(Holder):
         return -1
 
     cdef int _wait(self, oc_burst* b, uint32_t packets_max, uint64_t deadline) noexcept nogil:
-        """Waits for packets until `deadline`; queue number, -1 at the deadline, -2 on a signal."""
+        """Waits for packets until `deadline`; queue number, -1 at the deadline, -2 for signals."""
         cdef int got, ready
         cdef int64_t left
-        cdef uint64_t now, spin_until = now_ns() + SPIN_NS if self.hot else 0
+        cdef uint64_t now, begin = now_ns(), spin_until = begin + SPIN_NS if self.hot else 0
         self.hot = True
         while True:
             got = self._try(b, packets_max)
@@ -117,6 +118,8 @@ cdef class Endpoint(Holder):
             left = <int64_t>(deadline - now)
             if left <= 0:
                 return -1
+            if now - begin > SIGNALS_NS and (self.q[0].busy or self.n_waits == 0):
+                return -2         # poll() would notice a signal; this loop has to come up for it
             if self.q[0].busy or now < spin_until:
                 continue
             self.hot = False

@@ -21,7 +21,7 @@ import time
 from cython_ext.frames cimport Frames, pthread_mutex_lock, pthread_mutex_unlock
 from cython_ext.bursts cimport fill_up, reap, rings_rx_burst, rings_tx_burst
 from cython_ext.queue cimport Queue, oc_queue
-from cython_ext.rings cimport oc_desc, oc_ring, ring_ready
+from cython_ext.rings cimport oc_desc, oc_ring
 from cython_ext.atomics cimport load_acquire_u32
 
 cdef extern from "oc_xdp.h" nogil:
@@ -117,7 +117,7 @@ cdef int xsk_nudge(oc_queue* q) noexcept nogil:
     Packets that lie in the ring already are taken first: asking for more would be one system call
     a burst, for packets that we then leave in the ring.
     """
-    if (q.drive and ring_ready(&q.rx, 1) == 0) \
+    if (q.drive and load_acquire_u32(q.rx.producer) == q.rx.mine) \
             or load_acquire_u32(q.fill.flags) & XDP_RING_NEED_WAKEUP:
         q.wakeups += 1
         recvfrom(q.fd, NULL, 0, MSG_DONTWAIT, NULL, NULL)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from appliance.errors import HostError, PortError
+from appliance.net import inside
 
 STOP_S = 5.0  # testpmd takes 1 s to stop its ports and close its devices
 
@@ -23,7 +24,7 @@ class Child:
     """A program in a network namespace, its output in a file that has no name."""
 
     def __init__(self, command: Sequence[str], netns: str | None, *, cpus: set[int] | None = None):
-        self.command = in_namespace(command, netns)
+        self.command = inside(netns, *command)
         self._output = tempfile.TemporaryFile("w+b")  # noqa: SIM115  closed by stop()
         inherited = os.sched_getaffinity(0)
         try:
@@ -97,13 +98,9 @@ class Child:
         self.stop()
 
 
-def in_namespace(command: Sequence[str], netns: str | None) -> list[str]:
-    return [*(("ip", "netns", "exec", netns) if netns else ()), *command]
-
-
 def _program(command: Sequence[str]) -> str:
     """Its name, without what it was started through."""
-    words = command[4 if command[:3] == ["ip", "netns", "exec"] else 0:]
+    words = command[2 if command[0] == "nsenter" else 0:]
     return words[2] if words[0] == "stdbuf" else words[0]
 
 

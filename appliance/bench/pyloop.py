@@ -19,8 +19,8 @@ from appliance.bench import host, ours
 from appliance.bench.contest import Options, compete
 from appliance.bench.figures import OURS, Case, Sample
 from appliance.bench.load import SETTLE_S, Blast
-from appliance.bench.process import Child, in_namespace
-from appliance.net import Lab, in_netns, interface
+from appliance.bench.process import Child
+from appliance.net import Lab, in_netns, inside, interface
 from appliance.steering.peer import attach_pass
 
 LOOPS = Path(__file__).with_name("loops.py")
@@ -61,7 +61,7 @@ class _Loop:
 
     def __init__(self, name: str, kind: str, lab: Lab, size: int, case: str) -> None:
         self.name, self.kind, self.lab, self.size, self.case = name, kind, lab, size, case
-        self.command = " ".join(in_namespace(self._arguments(1.0), lab.b.netns))
+        self.command = " ".join(inside(lab.b.netns, *self._arguments(1.0)))
 
     def _arguments(self, seconds: float) -> list[str]:
         cpu = str(host.cores()[1])

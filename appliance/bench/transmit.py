@@ -18,7 +18,7 @@ from appliance.bench.contest import Options, compete
 from appliance.bench.figures import OURS, Case, Sample
 from appliance.bench.load import LOADS, SETTLE_S, Pump
 from appliance.errors import HostError
-from appliance.net import Lab
+from appliance.net import Lab, inside
 from appliance.net.lab import Side
 
 
@@ -102,8 +102,8 @@ def chain() -> Iterator[Chain]:
     with Lab.temporary(queues=1) as first, Lab.temporary(queues=1) as second:
         middle, name = first.b.netns, second.a.interface
         for command in (
-            ["ip", "-n", second.a.netns, "link", "set", name, "netns", middle],
-            ["ip", "-n", middle, "link", "set", name, "up"],
+            inside(second.a.netns, "ip", "link", "set", name, "netns", middle),
+            inside(middle, "ip", "link", "set", name, "up"),
         ):
             try:
                 subprocess.run(command, check=True, capture_output=True, timeout=10)

@@ -25,8 +25,8 @@ def plan(out: output.Output, file: str) -> None:
     """Compute frames, rings and arenas of FILE, with reasons; exit 1 if it would stall."""
     config = configuration.load(file)
     facts, notes = check.facts_here(config)
-    made = make_plan(config, facts).as_dict()
-    made["reasons"] = [*notes, *made["reasons"]]
+    made: dict[str, Any] = make_plan(config, facts).as_dict()
+    made["reasons"] = notes + list(made["reasons"])
     out.result(made, _render)
     if not made["ok"]:
         raise SystemExit(1)

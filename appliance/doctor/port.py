@@ -6,9 +6,8 @@ from functools import partial
 
 from appliance.doctor.check import Finding, fail, ok, run, warn
 from appliance.errors import OpenClawError
-from appliance.net import InterfaceInfo
+from appliance.net import InterfaceInfo, namespace
 from appliance.net import interface as read_interface
-from appliance.net.namespace import NETNS_DIRECTORY
 from appliance.net.zerocopy import running_kernel, verdict
 from appliance.plan import packet_bytes_max
 
@@ -28,8 +27,7 @@ def examine_interface(name: str, netns: str | None = None) -> list[Finding]:
     except OpenClawError as error:
         plain = str(error).split("; fix:")[0]
         return [fail("interface", plain, getattr(error, "fix", ""))]
-    # nsenter and not `ip -n`: iproute2 remounts "/", which fails in a plain chroot.
-    inside = f"nsenter --net={NETNS_DIRECTORY / netns} " if netns else ""
+    inside = "".join(f"{word} " for word in namespace.inside(netns))
     return run(
         partial(_link, info, inside),
         partial(_native_xdp, info),

@@ -8,7 +8,7 @@ from appliance.net import lab
 from appliance.net.interface import InterfaceInfo, interface, interfaces, link_statistics
 from appliance.net.lab import Lab
 from appliance.net.link import Link
-from appliance.net.namespace import in_netns, namespaces
+from appliance.net.namespace import in_netns, inside, namespaces
 from appliance.net.settings import Settings, recover
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Link",
     "Settings",
     "in_netns",
+    "inside",
     "interface",
     "interfaces",
     "lab",

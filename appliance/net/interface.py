@@ -66,7 +66,10 @@ def link_message(route: IPRoute, name: str) -> Any:
     except NetlinkError as error:
         if error.code not in (19, 34):  # ENODEV; ERANGE for a name that no link can have
             raise
-    raise HostError(f"no interface {name}", fix="ip link show (or ip -n NETNS link show)")
+    raise HostError(
+        f"no interface {name}",
+        fix="ip link show (in a namespace: nsenter --net=/run/netns/NAME ip link show)",
+    )
 
 
 def interface(name: str, netns: str | None = None) -> InterfaceInfo:

@@ -140,6 +140,12 @@ def _path(name: str) -> Path:
     return NETNS_DIRECTORY / name
 
 
+def inside(name: str | None, *command: str) -> list[str]:
+    """The words of a command that runs in the namespace. By nsenter and not by `ip -n` or `ip netns
+    exec`: those remount "/", which fails in a plain chroot."""
+    return [*(("nsenter", f"--net={NETNS_DIRECTORY / name}") if name else ()), *command]
+
+
 def namespaces() -> list[str]:
     """The names of all named network namespaces."""
     try:

@@ -4,6 +4,8 @@ runs anywhere; the same objects over AF_XDP are the subject of test_veth.py."""
 from __future__ import annotations
 
 import gc
+import os
+import signal
 import threading
 import time
 
@@ -282,6 +284,15 @@ def test_a_timeout_yields_an_empty_batch_on_time(port):
     started = time.monotonic()
     batch = next(port.recv(timeout_ms=50))
     assert len(batch) == 0 and 0.045 <= time.monotonic() - started < 1
+
+
+@pytest.mark.parametrize("timeout_ms", [None, 60_000])
+def test_a_signal_ends_the_wait_of_a_port_that_has_nothing_to_sleep_on(port, timeout_ms):
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        next(port.recv(timeout_ms=timeout_ms))
+    assert time.monotonic() - started < 5
 
 
 def test_threads_that_receive_send_and_release_at_once_lose_no_frame(port):

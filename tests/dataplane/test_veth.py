@@ -7,6 +7,7 @@ port answers the same contract in test_batches.py and test_model.py.
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 
@@ -106,6 +107,15 @@ def test_a_single_packet_comes_through_at_once(lab, poll):
             # Alone it takes 50 us; half a second says "did not wait for company or a timeout".
             assert time.monotonic() - started < 0.5
         batch.release()
+    closed_clean(rx, tx)
+
+
+def test_a_signal_ends_the_wait_of_a_busy_port(lab):
+    rx, tx = pair(lab, poll="busy")
+    with rx, tx:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            next(rx.recv(timeout_ms=None))
     closed_clean(rx, tx)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import appliance
 from appliance.config import parse
 from appliance.engine.engine import Engine
+from appliance.net import inside
 
 COMMAND = Path(sys.executable).parent / "openclaw"
 FULL = os.environ.get("OPENCLAW_FULL") == "1"
@@ -107,7 +108,7 @@ def receive(port, wanted: int, seconds: float = 10.0) -> list[bytes]:
 
 
 def set_link(side, state: str) -> None:
-    words = ["ip", "-n", side.netns, "link", "set", side.interface, state]
+    words = inside(side.netns, "ip", "link", "set", side.interface, state)
     subprocess.run(words, check=True)
 
 
