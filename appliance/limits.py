@@ -34,6 +34,7 @@ FRAMES_PER_QUEUE_MIN = 1024  # 512 to receive and 512 to send: a smaller ring st
 FRAMES_PER_QUEUE_MAX = 1 << 20  # 4 GiB of 4,096-byte frames for one queue
 MID_CAP_MIB_MAX = 1 << 20  # 1 TiB
 NUMA_NODES_MAX = 1024  # MAX_NUMNODES of Debian's kernels
+MEMORY_EVENTS_MAX = 256  # remembered; merged within a second: minutes of trouble in 64 kB
 HOLD_MS_MAX = 3_600_000  # an hour: a longer hold is a leak
 
 # ------------------------------------------------------------------ engine

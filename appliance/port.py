@@ -19,6 +19,8 @@ from typing import Any
 from appliance.attachment import Attachment, PortSpec
 from appliance.dataplane import Batch, Endpoint, Frame
 from appliance.errors import ConfigError, PortError
+from appliance.holding import CULPRIT, Holding
+from appliance.memory import report
 from appliance.steering import Rule
 
 
@@ -36,6 +38,9 @@ def open_port(
     poll: str = "irq",
     jumbo: bool = False,
     quota_frames: int = 1024,
+    policy: str = "reliable",
+    max_hold_ms: int | None = None,
+    mid_cap_mib: int = 64,
     hugepages: str = "auto",
     backend: str = "afxdp",
     no_socket: str = "pass",
@@ -54,6 +59,11 @@ def open_port(
     poll          "irq", "defer" (interrupts deferred while we look) or "busy" (never sleeps).
     jumbo         packets that span several frames, up to 64 KiB (Linux 6.6 or later).
     quota_frames  how many frames the program may hold or view past their batch.
+    policy        what happens to a hold beyond the quota: "reliable" copies the packet to the mid
+                  tier (at most mid_cap_mib, taken when it is first needed), "lossy" ends the oldest
+                  hold that nobody looks at, "strict" raises MemoryExhausted.
+    max_hold_ms   holds that are older are copied out (reliable) or end (lossy) when recv() goes on,
+                  or at sweep(); frames with a live view stay.
     backend       "afxdp", or "loop": in memory, what is sent comes back.
     no_socket     "pass" or "drop": what happens to consumed packets when the port is gone.
     transmit_only no program is attached and nothing is received; match is not needed.
@@ -77,11 +87,10 @@ def open_port(
         rules = [Rule(match=match, action="consume")]
     if rules is None and not transmit_only and backend != "loop":
         raise ConfigError("match: none: a port without a rule would hide its traffic ('' is all)")
-    if not isinstance(quota_frames, int) or quota_frames < 0:
-        raise ConfigError(f"quota_frames: {quota_frames!r}: a number from 0 up")
+    holding = Holding(quota_frames, policy, max_hold_ms, mid_cap_mib)
     attachment = Attachment(spec, None if transmit_only else rules, no_socket=no_socket)
     try:
-        return Port(attachment, quota_frames)
+        return Port(attachment, holding)
     except BaseException:
         attachment.close()
         raise
@@ -90,9 +99,11 @@ def open_port(
 class Port:
     """An open port. Close it, or use it as a context: nothing of it stays behind."""
 
-    def __init__(self, attachment: Attachment, quota_frames: int) -> None:
+    def __init__(self, attachment: Attachment, holding: Holding) -> None:
         self._attachment = attachment
-        self._endpoint = Endpoint(attachment.queues, quota_frames)
+        self._holding = holding
+        self._endpoint = Endpoint(attachment.queues, holding.quota_frames)
+        holding.rule(self._endpoint)
         attachment.start()
 
     # ------------------------------------------------------------------------------- packets
@@ -174,6 +185,26 @@ class Port:
     def ledger(self) -> dict[str, int]:
         """Frames by state; their sum is `total` at all times. `leaked` is proved at close."""
         return self._endpoint.ledger()
+
+    # --------------------------------------------------------------------------------- memory
+
+    def sweep(self) -> int:
+        """Ends or copies out the holds past max_hold_ms now; how many. recv() does it by itself."""
+        return int(self._endpoint.sweep())
+
+    def memory(self) -> dict[str, Any]:
+        """The holds: held, viewed, copies, the oldest; and how many were copied out or dropped."""
+        return self._endpoint.holds()
+
+    def explain(self) -> dict[str, Any]:
+        """Who holds what now, and what was done about it: the page of `mem explain`."""
+        return report.page(
+            [(f"{self._attachment.name}/{queue.queue_id}", queue.frames)
+             for queue in self._attachment.queues],
+            [{"name": CULPRIT, **self.memory()}],
+            self._holding.tier,
+            self._holding.events.listed(),
+        )
 
     # ---------------------------------------------------------------------------------- rules
 

@@ -124,6 +124,8 @@ cdef uint32_t rings_rx_burst(oc_queue* q, oc_burst* b, uint32_t packets_max, uin
     if n > limit:
         n = limit
     if n == 0:
+        if unlikely(q.filled < q.fill_target):    # FILL was withheld, and is no longer
+            fill_up(q, q.fill_target - q.filled)
         return 0
     surplus = q.filled - q.fill_target if q.filled > q.fill_target else 0
     room = ring_free(&q.fill, n)

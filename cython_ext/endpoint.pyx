@@ -21,7 +21,8 @@ import time
 
 from cython_ext.frames cimport (Frames, oc_umem, pthread_mutex_lock,
                                 pthread_mutex_unlock)
-from cython_ext.lending cimport Batch, Block, Frame, Lender, oc_piece
+from cython_ext.holding cimport Holder
+from cython_ext.lending cimport Batch, Block, Frame, oc_piece
 from cython_ext.bursts cimport reap
 from cython_ext.queue cimport FRAGS_MAX, Queue, now_ns, oc_burst, oc_queue
 
@@ -48,7 +49,7 @@ cdef enum:
 
 
 @cython.no_gc_clear
-cdef class Endpoint(Lender):
+cdef class Endpoint(Holder):
     """`Endpoint(queues, quota=1024)`: queues is a list of open Queue objects."""
     cdef readonly list queues
     cdef oc_queue** q
@@ -137,6 +138,8 @@ cdef class Endpoint(Lender):
         cdef uint32_t i
         cdef int got
         b.packets = b.frags = 0
+        if self.max_hold_ns:
+            self.sweep()
         self.inside += 1
         try:
             with nogil:

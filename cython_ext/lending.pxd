@@ -1,5 +1,5 @@
 # What a program in Python holds: batches, frames, views. See lending.pyx for who keeps what alive.
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from cython_ext.frames cimport Frames, oc_umem
 from cython_ext.queue cimport Queue, oc_burst
 
@@ -22,6 +22,7 @@ cdef class Lender:
     cdef Block take_block(self, uint32_t packets_max, bint multi_buffer)
     cdef int pin(self, Frame frame) except -1
     cdef void unpin(self, Frame frame) noexcept
+    cdef void moved(self, Frame frame) noexcept
 
 
 cdef class Columns:
@@ -64,6 +65,14 @@ cdef class Frame:
     cdef uint32_t holds
     cdef uint32_t exports
     cdef bytes gathered
+    # Of the lender, while it is held or viewed (holding.pyx):
+    cdef bint pinned                      # a ledger reference of each piece is ours
+    cdef void* older                      # the pinned frames in the order of their pins, borrowed
+    cdef void* newer
+    cdef uint64_t since_ns                # of the pin or the copy
+    cdef object slab                      # the mid tier has the packet: this is what we show
+    cdef const uint8_t* copy              # its first byte
+    cdef const uint8_t* shown(self, uint32_t i) noexcept
     cdef oc_piece* piece(self, uint32_t i) noexcept
     cdef bint is_alive(self) noexcept
     cdef int check(self) except -1

@@ -9,6 +9,8 @@ Who keeps what alive (an arrow is a Python reference):
 * A batch holds one ledger reference of each of its frames until it is released.
 * A frame that is held, or that a view looks at, is *pinned*: one more ledger reference, counted
   against the lender's quota. A pinned frame outlives its batch; the last pin sends it home.
+* A frame that was *copied out* shows a slab of the mid tier instead, and nothing of the UMEM is
+  held for it. Who is copied out, and when, is holding.pyx.
 * Anything else is stale once the batch is gone: the ledger's generation says so, and using it
   raises StaleFrame instead of showing the next packet.
 * The arena is unmapped only after the last view: closing a port can never pull memory away.
@@ -99,6 +101,10 @@ cdef class Lender:
             p = frame.piece(i)
             frame_release_leased(um, p.frame, p.generation)
         pthread_mutex_unlock(&um.lock)
+        self.pinned -= frame.pieces
+
+    cdef void moved(self, Frame frame) noexcept:
+        """The frames of a held packet went to TX: its pins are gone with them."""
         self.pinned -= frame.pieces
 
 
@@ -309,9 +315,19 @@ cdef class Frame:
     cdef oc_piece* piece(self, uint32_t i) noexcept:
         return &self.many[i] if self.many != NULL else &self.one
 
+    cdef const uint8_t* shown(self, uint32_t i) noexcept:
+        """Where piece i can be read: in its frame, or in the copy, one after the other."""
+        cdef const uint8_t* at = self.copy
+        cdef uint32_t k
+        if self.slab is None:
+            return self.queue.frames.um.base + self.piece(i).addr
+        for k in range(i):
+            at += self.piece(k).bytes
+        return at
+
     cdef bint is_alive(self) noexcept:
         cdef oc_piece* p = self.piece(0)
-        return frame_is(&self.queue.frames.um, p.frame, p.generation)
+        return self.slab is not None or frame_is(&self.queue.frames.um, p.frame, p.generation)
 
     cdef int check(self) except -1:
         if not self.is_alive():
@@ -335,26 +351,25 @@ cdef class Frame:
         cdef uint32_t others = word_references(
             load_relaxed_u64(&self.queue.frames.um.ledger[self.piece(0).frame].word))
         others -= (self.holds > 0) + (self.batch.block is not None)
-        return self.exports == 0 and others == 0
+        return self.exports == 0 and others == 0 and self.slab is None
 
     cdef void sent(self) noexcept:
         """Its frames went to TX: whatever pins were counted are gone with them."""
         if self.holds:
-            self.lender.pinned -= self.pieces
+            self.lender.moved(self)
             self.holds = 0
 
     def __getbuffer__(self, Py_buffer* view, int flags):
         if flags & PyBUF_WRITABLE:
             raise BufferError("frames are read-only")
-        if self.pieces > 1:
+        if self.pieces > 1 and self.slab is None:
             if self.gathered is None:
                 self.gathered = self._gather()
             PyBuffer_FillInfo(view, self, PyBytes_AS_STRING(self.gathered), self.length, 1, flags)
             view.internal = NULL
             return
         self.export_begin()
-        PyBuffer_FillInfo(view, self, self.queue.frames.um.base + self.one.addr, self.length, 1,
-                          flags)
+        PyBuffer_FillInfo(view, self, <void*>self.shown(0), self.length, 1, flags)
         view.internal = <void*>self
 
     def __releasebuffer__(self, Py_buffer* view):
@@ -371,7 +386,7 @@ cdef class Frame:
         to = PyBytes_AS_STRING(out)
         for i in range(self.pieces):
             p = self.piece(i)
-            memcpy(to, self.queue.frames.um.base + p.addr, p.bytes)
+            memcpy(to, self.shown(i), p.bytes)
             to += p.bytes
         return out
 
@@ -386,13 +401,19 @@ cdef class Frame:
         return self.holds > 0
 
     @property
+    def copied(self):
+        """Is what this shows a copy in the mid tier? Its own frame went home."""
+        return self.slab is not None
+
+    @property
     def stale(self):
         return not self.is_alive()
 
     def hold(self):
         """Keeps the frame past its batch until `release()`; returns itself.
 
-        Counts against the port's quota: MemoryExhausted when that is used up.
+        Counts against the port's quota. When that is used up the port's policy decides: the packet
+        is copied out to the mid tier (reliable), the oldest hold ends (lossy), or MemoryExhausted.
         """
         self.check()
         if self.holds == 0 and self.exports == 0:
@@ -417,14 +438,14 @@ cdef class Frame:
         return self.length
 
     def __bytes__(self):
-        if self.pieces > 1:
+        if self.pieces > 1 and self.slab is None:
             return self.gathered if self.gathered is not None else self._gather()
         self.check()
-        return PyBytes_FromStringAndSize(<char*>self.queue.frames.um.base + self.one.addr,
-                                         self.length)
+        return PyBytes_FromStringAndSize(<char*>self.shown(0), self.length)
 
     def __repr__(self):
-        state = "stale" if self.stale else "held" if self.holds else "lent"
+        state = ("stale" if self.stale else "copied out" if self.copied
+                 else "held" if self.holds else "lent")
         return f"<Frame of {self.length} bytes, {state}>"
 
     def __dealloc__(self):
@@ -449,7 +470,7 @@ cdef class Fragment:
         if flags & PyBUF_WRITABLE:
             raise BufferError("frames are read-only")
         self.frame.export_begin()
-        PyBuffer_FillInfo(view, self, self.frame.queue.frames.um.base + p.addr, p.bytes, 1, flags)
+        PyBuffer_FillInfo(view, self, <void*>self.frame.shown(self.index), p.bytes, 1, flags)
 
     def __releasebuffer__(self, Py_buffer* view):
         self.frame.export_end()

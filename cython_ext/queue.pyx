@@ -90,6 +90,21 @@ cdef class Queue:
         return (load_acquire_u32(self.q.rx.producer) - self.q.rx.mine) & 0xffffffff \
             if not self.closed else 0
 
+    @property
+    def rx_ring(self):
+        """Entries of the RX ring."""
+        return self.q.rx.mask + 1
+
+    @property
+    def fill_target(self):
+        """Frames that are kept posted for receiving."""
+        return self.q.fill_target
+
+    @property
+    def starved(self):
+        """Bursts that were cut short because no replacement frame was free."""
+        return self.q.starved
+
     def set_fill_target(self, uint32_t frames):
         """How many frames to keep posted; lowering it withholds FILL (back-pressure)."""
         self.q.fill_target = frames

@@ -51,6 +51,7 @@ cdef struct oc_worker:
     oc_consumer[CONSUMERS_MAX] consumers
     uint32_t n_consumers
     uint32_t stop                 # set by others, release/acquire
+    uint32_t slow_ns              # tests only: time that each packet takes (see Worker.slow)
     uint32_t round                # advanced every round: others wait for it to move
     uint64_t sleeps
     uint64_t[HISTOGRAM] latency

@@ -10,6 +10,7 @@ engine's; so is everything that a round does not need.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
+from posix.unistd cimport usleep
 
 import os
 
@@ -198,6 +199,8 @@ cdef uint64_t run_worker(oc_worker* w, oc_burst* b, pollfd* waits, uint32_t n_wa
     while not load_acquire_u32(&w.stop) and packets < limit:
         got = one_round(w, b)
         packets += got
+        if unlikely(w.slow_ns != 0) and got:
+            usleep(<uint32_t>(<uint64_t>got * w.slow_ns // 1000))
         if got or w.lanes[0].q.busy:
             idle_since = 0
             continue
@@ -337,6 +340,10 @@ cdef class Worker:
         with nogil:
             packets = run_worker(&self.w, &self.b, self.waits, self.n_waits, limit)
         return packets
+
+    def slow(self, uint32_t ns_per_packet):
+        """Fault injection: consumers that take so long for each packet; 0 ends it."""
+        self.w.slow_ns = ns_per_packet
 
     def stop(self):
         """Makes run() return after its round; may be called from any thread."""

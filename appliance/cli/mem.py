@@ -1,4 +1,4 @@
-"""`openclaw mem`: the memory that a configuration needs, before anything is touched."""
+"""`openclaw mem`: what a configuration needs, before anything is touched; who holds what now."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import click
 from rich.console import Group
 
 from appliance import config as configuration
-from appliance.cli import output
-from appliance.engine import check
+from appliance.cli import memory_page, output
+from appliance.engine import check, client
 from appliance.plan import plan as make_plan
 
 
 @click.group()
 def command() -> None:
-    """Memory: sizes before the start."""
+    """Memory: sizes before the start, and who holds what now."""
 
 
 @command.command()
@@ -30,6 +30,14 @@ def plan(out: output.Output, file: str) -> None:
     out.result(made, _render)
     if not made["ok"]:
         raise SystemExit(1)
+
+
+@command.command()
+@click.option("--socket", default=client.SOCKET, show_default=True, help="The control socket.")
+@output.json_option
+def explain(out: output.Output, socket: str) -> None:
+    """Who holds what in the running appliance, for how long, and what was done about it."""
+    out.result(client.ask(socket, "mem.explain"), memory_page.render)
 
 
 def _render(made: dict[str, Any]) -> Any:

@@ -31,7 +31,8 @@ from appliance.errors import one_line
 
 _WIDTH_WITHOUT_TERMINAL = 10_000
 
-STATE_STYLE = {"ok": "green", "warn": "yellow", "fail": "bold red", "degraded": "yellow"}
+STATE_STYLE = {"ok": "green", "warn": "yellow", "fail": "bold red", "degraded": "yellow",
+               "pressure": "yellow", "shedding": "yellow"}
 
 
 class JsonAnswer:

@@ -9,7 +9,7 @@ import click
 from rich.console import Group
 
 from appliance import config as configuration
-from appliance.cli import output
+from appliance.cli import memory_page, output
 from appliance.engine import accounts, check
 from appliance.engine.rates import rates
 from appliance.engine.service import Service, end_on_signals
@@ -103,5 +103,7 @@ def render(stats: dict[str, Any]) -> Any:
     ]
     if stats["drops"]:
         parts.append(output.table("drops", ["reason", "packets"], list(stats["drops"].items())))
+    if stats["events"]:
+        parts.append(memory_page.events(stats["events"]))
     state = output.state_line(stats["state"], "state", "; ".join(stats["reasons"]) or "ok")
     return Group(*parts, state)

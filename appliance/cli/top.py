@@ -12,7 +12,7 @@ import click
 from rich.console import Group
 from rich.live import Live
 
-from appliance.cli import output
+from appliance.cli import memory_page, output
 from appliance.engine import client
 from appliance.engine.rates import rates
 
@@ -70,6 +70,10 @@ def _lines(found: dict[str, Any]) -> str:
         for entry in found["consumers"]
     ]
     lines += [f"{at} drop {entry['reason']} {entry['pps']:.0f} pps" for entry in found["drops"]]
+    lines += [
+        f"{at} event {event['culprit']}: {event['action']} ({event['why']})"
+        for event in found["events"][-3:]
+    ]
     lines.append(" ".join([at, found["state"], "; ".join(found["reasons"])]).rstrip())
     return "\n".join(lines)
 
@@ -97,4 +101,6 @@ def _tables(found: dict[str, Any]) -> Group:
                                    for entry in found["drops"]]))
     parts.append(output.table(None, [f"latency {name}, us" for name in latency],
                               [[ns / 1000 for ns in latency.values()]]))
+    if found["events"]:
+        parts.append(memory_page.events(found["events"][-5:]))
     return Group(*parts)

@@ -16,14 +16,17 @@ from typing import Any
 from appliance.attachment import Attachment, PortSpec, Umem
 from appliance.config import Config, PortConfig
 from appliance.dataplane import Frames
-from appliance.engine import build, check, cpus, statistics
+from appliance.engine import build, check, cpus, governor, statistics
 from appliance.engine.crew import Crew
+from appliance.engine.guard import Guard
 from appliance.engine.swap import Rules
 from appliance.errors import PortError
+from appliance.memory import EventLog, report
 from appliance.net import InterfaceInfo, Link, interface, recover
 from appliance.net.zerocopy import verdict
 from appliance.steering import Rule
 
+EVENTS_SHOWN = 16  # in the statistics; `mem explain` has all
 DRAIN_S = 0.2  # a full RX ring of 2,048 is consumed in a millisecond; the rest is for the far side
 DRAIN_STEP_S = 0.005  # quiet for two steps is quiet: an interrupt's poll takes far less
 
@@ -41,6 +44,8 @@ class Engine:
         self._links: dict[str, Link] = {}
         self._crew: Crew | None = None
         self._rules: Rules | None = None
+        self.events = EventLog()
+        self._guard: Guard | None = None
         self._leaked = 0
         self._started = time.monotonic()
         self._final: dict[str, Any] | None = None
@@ -57,6 +62,7 @@ class Engine:
                 self._open()
                 for attachment in self._ports.values():
                     attachment.start()
+                self._govern()
             except BaseException:
                 self._take_down()
                 self.state = "failed"
@@ -92,6 +98,18 @@ class Engine:
         nodes = [_node(self._ports[group.lanes[0].port]) for group in layout.groups]
         self._crew.start(cpus.here(nodes))
 
+    def _govern(self) -> None:
+        """Rings and frames are watched from here on."""
+        self._guard = Guard(self._ports, self.events)
+        self._publish_priorities()
+        self._guard.start()
+
+    def _publish_priorities(self) -> None:
+        if self._guard is not None:
+            for port in self.config.ports:
+                rules = [Rule.of(entry) for entry in self.config.rules_of(port.name)]
+                self._guard.set_rules(port.name, rules)
+
     def _spec(self, port: PortConfig, mode: str) -> PortSpec:
         memory = self.config.memory
         return PortSpec(
@@ -123,6 +141,8 @@ class Engine:
                 if self.state != "running":
                     raise PortError(f"the appliance is {self.state}")
                 self.state = "stopping"
+                if self._guard is not None:
+                    self._guard.stop()
                 for attachment in self._ports.values():
                     attachment.stop()
                 self._drain()
@@ -143,6 +163,8 @@ class Engine:
 
     def _take_down(self) -> None:
         """From any state to nothing. The figures are read when all is still and not yet gone."""
+        if self._guard is not None:
+            self._guard.stop()
         for attachment in self._ports.values():
             attachment.stop()
         if self._crew is not None:
@@ -181,6 +203,18 @@ class Engine:
         with self._lock:
             return self._final if self._final is not None else self._collect()
 
+    def explain(self) -> dict[str, Any]:
+        """Who holds what now, for how long, and what was done about it."""
+        with self._lock:
+            self._running()
+            return report.page(
+                statistics.memories(self._ports.values()),
+                statistics.holders(self.config, self._crew),
+                None,
+                self.events.listed(),
+                self._guard.summary() if self._guard is not None else None,
+            )
+
     def rules(self) -> list[dict[str, Any]]:
         """The rules in force with their ids and what they matched, port by port, in order."""
         with self._lock:
@@ -194,6 +228,7 @@ class Engine:
         """
         with self._lock:
             self.config = self._running().swap(tables)
+            self._publish_priorities()
             return self._running().listed()
 
     def _running(self) -> Rules:
@@ -214,10 +249,12 @@ class Engine:
         consumers, worker_drops = statistics.consumers(self.config, self._crew)
         drops.update(worker_drops)
         memories = self._memories()
-        memory = statistics.memory(self.config, memories)
+        governed = self._guard.summary() if self._guard is not None else governor.summary({})
+        memory = {**statistics.memory(self.config, memories), "governor": governed}
         reasons = [*memory["reasons"], *(self._crew.troubles() if self._crew else [])]
         for entry in entries:
             reasons += entry["reasons"]
+        state = governor.worst_of([governed["state"], "degraded" if reasons else "ok"])
         return {
             "ports": entries,
             "steering": statistics.steering(entries),
@@ -230,8 +267,10 @@ class Engine:
             "pid": os.getpid(),
             "uptime_s": round(time.monotonic() - self._started, 3),
             "running": self.state == "running",
-            "state": "degraded" if reasons else "ok",
-            "reasons": reasons,
+            "events": self.events.listed(EVENTS_SHOWN),
+            "events_total": self.events.total,
+            "state": state,
+            "reasons": [*reasons, *governed["reasons"]],
         }
 
 

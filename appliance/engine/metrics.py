@@ -16,6 +16,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from appliance.engine import governor
 from appliance.errors import HostError
 from appliance.limits import METRICS_CLIENTS_MAX
 
@@ -60,7 +61,13 @@ class Collector:
             yield _one(f"openclaw_latency_{name}_seconds", text, value / 1e9)
         yield _one("openclaw_memory_bytes", "The fast tier.", stats["memory"]["fast"]["bytes"])
         yield _one("openclaw_degraded", "1 while something is not as it should be.",
-                   int(stats["state"] != "ok"))
+                   int(stats["state"] == "degraded"))
+        states = GaugeMetricFamily("openclaw_state", "1 for the state it is in.", labels=["state"])
+        for word in governor.STATES:
+            states.add_metric([word], int(stats["state"] == word))
+        yield states
+        yield CounterMetricFamily("openclaw_memory_events", "What was done about scarce memory.",
+                                  value=stats["events_total"])
         yield _one("openclaw_uptime_seconds", "Since the start.", stats["uptime_s"])
 
 

@@ -34,7 +34,8 @@ def rates(
         pps = per_second(packets, old_rules.get(number, 0))
         listed.append({**entry, "pps": pps, "packets": packets})
     return {
-        **{key: now[key] for key in ("uptime_s", "state", "reasons", "frames", "latency_ns")},
+        **{key: now[key] for key in ("uptime_s", "state", "reasons", "frames", "latency_ns",
+                                     "events")},
         "ports": _ports(before["ports"], now["ports"], per_second),
         "rules": listed,
         "consumers": _consumers(before["consumers"], now["consumers"], per_second),

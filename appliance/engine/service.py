@@ -82,6 +82,7 @@ class Service:
         engine = self.engine
         return {
             "stats": lambda _: engine.statistics(),
+            "mem.explain": lambda _: engine.explain(),
             "rules.list": lambda _: engine.rules(),
             "rules.swap": lambda request: engine.swap(request.get("rules", [])),
             "stop": self._end,

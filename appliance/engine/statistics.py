@@ -86,6 +86,33 @@ def consumers(config: Config, crew: Crew | None) -> tuple[list[dict[str, Any]], 
     return entries, drops
 
 
+def memories(attachments: Iterable[Attachment]) -> list[tuple[str, Frames]]:
+    """Every queue by name, with the memory that it is on."""
+    return [
+        (f"{attachment.name}/{queue.queue_id}", queue.frames)
+        for attachment in attachments
+        for queue in attachment.queues
+    ]
+
+
+def holders(config: Config, crew: Crew | None) -> list[dict[str, Any]]:
+    """What each consumer may hold, and holds: the part of `mem explain` that names who."""
+    entries, _ = consumers(config, crew)
+    return [
+        {
+            "name": entry["name"],
+            "kind": entry["kind"],
+            "policy": consumer.effective_policy,
+            "quota_frames": consumer.quota_frames,
+            "max_hold_ms": consumer.max_hold_ms,
+            "held": entry["leased"],
+            "oldest_hold_ms": entry["oldest_lease_ms"],
+            "dropped": entry["dropped"],
+        }
+        for entry, consumer in zip(entries, config.consumers, strict=True)
+    ]
+
+
 def workers(crew: Crew | None) -> list[dict[str, Any]]:
     """Who runs which queues on which core, and how often there was something to do."""
     entries = []

@@ -5,12 +5,14 @@
         memoryview(slab)[:4] = b"data"
         tensor = numpy.from_dlpack(slab)        # no copy; keeps the memory, not the name
 
-Owns the public names; allocation objects and tiers are in tier.py, figures in explain.py, reading
-from another process in reader.py. It knows nothing of frames, quotas or the governor.
+Owns the public names; allocation objects and tiers are in tier.py, their figures in explain.py,
+reading from another process in reader.py. events.py remembers what was done about scarce memory,
+and report.py makes the whole page of `mem explain`. What is done, and when, is decided elsewhere.
 """
 
 from appliance.dataplane import Slab
+from appliance.memory.events import EventLog
 from appliance.memory.reader import SlabReader
 from appliance.memory.tier import MidTier
 
-__all__ = ["MidTier", "Slab", "SlabReader"]
+__all__ = ["EventLog", "MidTier", "Slab", "SlabReader"]

@@ -18,7 +18,8 @@ from tests.dataplane.wire import ledger_adds_up, packet
 
 @pytest.fixture
 def port():
-    with appliance.open_port("loop", backend="loop", frames=1024, quota_frames=8) as made:
+    options = {"backend": "loop", "frames": 1024, "quota_frames": 8, "policy": "strict"}
+    with appliance.open_port("loop", **options) as made:
         yield made
     assert made.ledger()["leaked"] == 0
     assert made.ledger()["leased"] == 0, "a test kept a frame"

@@ -26,10 +26,12 @@ QUOTA = 24
 class PortModel(RuleBasedStateMachine):
     """The model: a queue of packets on the wire, and what we hold with its content."""
 
-    @initialize(jumbo=st.booleans())
-    def open(self, jumbo):
+    @initialize(jumbo=st.booleans(), policy=st.sampled_from(("strict", "reliable", "lossy")))
+    def open(self, jumbo, policy):
+        self.policy = policy
         self.port = appliance.open_port(
-            "loop", backend="loop", frames=FRAMES, quota_frames=QUOTA, jumbo=jumbo
+            "loop", backend="loop", frames=FRAMES, quota_frames=QUOTA, jumbo=jumbo,
+            policy=policy, mid_cap_mib=64,
         )
         self.sizes = (1, 14, 60, 1514, 3839, 3840) + ((3841, 4096, 4097, 9014) if jumbo else ())
         self.wire = collections.deque()  # what was sent and not received
@@ -96,12 +98,18 @@ class PortModel(RuleBasedStateMachine):
         frame = self.batch[n]
         if frame.stale:
             return
-        room = QUOTA - self.port.held >= len(frame.fragments)
+        pieces = -(-len(frame) // 3840)  # a frame of 4,096 bytes holds as many
+        room = QUOTA - self.port.held >= pieces
         try:
             self.held.append((frame.hold(), self.contents[n]))
-            assert room
+            assert frame.copied == (self.policy == "reliable" and not room)
+            assert room or self.policy != "strict"
         except appliance.MemoryExhausted:
-            assert not room
+            assert not room and self.policy != "reliable"
+        if self.policy == "lossy":  # the oldest of them had to go; whoever stays is unharmed
+            ended = [kept for kept, _ in self.held if not kept.held]
+            assert not (room and ended)
+            self.held = [(kept, content) for kept, content in self.held if kept.held]
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
@@ -169,6 +177,7 @@ class PortModel(RuleBasedStateMachine):
         self.forget_batch()
         assert self.missing + len(self.wire) == self.dropped(), "lost without a count"
         assert self.port.held == 0 and self.port.ledger()["leased"] == 0
+        assert self.port.memory()["copies"] == 0
         self.port.close()
         assert self.port.ledger()["leaked"] == 0
         assert self.port.ledger()["free"] == FRAMES

@@ -185,7 +185,7 @@ def test_percentiles_of_a_histogram_are_bounds_and_never_exceed_the_largest():
 def test_rates_are_differences_over_time_and_begin_anew_with_a_new_appliance():
     def stats(uptime, count, pid=1):
         return {"pid": pid, "uptime_s": uptime, "state": "ok", "reasons": [], "frames": {},
-                "latency_ns": {}, "drops": {"rx_dropped": count // 10},
+                "events": [], "latency_ns": {}, "drops": {"rx_dropped": count // 10},
                 "ports": [{"name": "a", "link": "up", "rx_frames": count, "rx_bytes": 100 * count,
                            "tx_frames": 0}],
                 "steering": {"by_rule": {"1": count}},

@@ -1,0 +1,78 @@
+"""The page of `mem explain` for people: tables from the figures of appliance/memory/report.py.
+
+Owns words and columns. What is not there (no mid tier yet, no events) has no table.
+"""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+from rich.console import Group
+
+from appliance.cli import output
+
+STATES = ("total", "free", "cached", "fill", "rx", "leased", "tx", "completion", "leaked")
+EVENTS_SHOWN = 20
+
+
+def render(page: dict[str, Any]) -> Any:
+    """All tables, then the state with its reasons."""
+    parts = [_arenas(page), _consumers(page)]
+    if page["mid"] is not None:
+        parts.append(_mid(page["mid"]))
+    if page["governor"] is not None:
+        parts.append(_governor(page["governor"]))
+    if page["events"]:
+        parts.append(events(page["events"]))
+    state = output.state_line(page["state"], "memory", "; ".join(page["reasons"]) or page["state"])
+    return Group(*parts, state)
+
+
+def events(listed: list[dict[str, Any]]) -> Any:
+    """What was done, the last last."""
+    rows = [
+        [datetime.datetime.fromtimestamp(event["time"]).strftime("%H:%M:%S.%f")[:-3],
+         event["culprit"], event["action"], event["amount"], event["age_ms"], event["why"]]
+        for event in listed[-EVENTS_SHOWN:]
+    ]
+    return output.table("events", ["time", "culprit", "action", "amount", "age ms", "why"], rows)
+
+
+def _arenas(page: dict[str, Any]) -> Any:
+    rows = [
+        [", ".join(arena["queues"]), arena["bytes"] >> 20, arena["backing"],
+         "any" if arena["numa_node"] is None else arena["numa_node"],
+         *(arena["frames"][state] for state in STATES)]
+        for arena in page["arenas"]
+    ]
+    return output.table("frames", ["queues", "MiB", "pages", "node", *STATES], rows)
+
+
+def _consumers(page: dict[str, Any]) -> Any:
+    rows = [
+        [entry["name"], entry["policy"], entry["held"], entry["quota_frames"],
+         entry["oldest_hold_ms"], entry["max_hold_ms"] or "none",
+         entry.get("copies", 0), entry.get("dropped", entry.get("overrun", 0))]
+        for entry in page["consumers"]
+    ]
+    return output.table("who holds", ["consumer", "policy", "held", "quota", "oldest ms", "most ms",
+                                      "copies", "dropped"], rows)
+
+
+def _mid(mid: dict[str, Any]) -> Any:
+    rows = [
+        [one["bytes"], one["arenas"], one["total"], one["used"], one["cached"],
+         one["wasted_bytes"], f"{one['fragmentation']:.1%}"]
+        for one in mid["classes"]
+    ]
+    title = f"mid tier: {mid['mapped_mib']} of {mid['cap_mib']} MiB, {mid['backing'] or 'unused'}"
+    return output.table(title, ["slab", "arenas", "total", "used", "cached", "wasted", "scattered"],
+                        rows)
+
+
+def _governor(governor: dict[str, Any]) -> Any:
+    shed = governor["shed_above"]
+    return output.table("governor", ["state", "sheds above priority", "FILL withheld"],
+                        [[governor["state"], "nothing" if shed is None else shed,
+                          "yes" if governor["withheld"] else "no"]])
