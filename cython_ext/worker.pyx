@@ -217,12 +217,9 @@ cdef uint64_t run_worker(oc_worker* w, oc_burst* b, pollfd* waits, uint32_t n_wa
 
 
 cdef void take_time(oc_worker* w, uint32_t packets) noexcept nogil:
-    """Fault injection: sleeps until these packets had their time. Waking up late is made up for,
-    so that the rate is kept on a busy host."""
+    """Fault injection: sleeps until these packets had their time; lateness is made up for."""
     cdef uint64_t now = now_ns()
-    if w.slow_due + SLOW_SLACK_NS < now:
-        w.slow_due = now - SLOW_SLACK_NS
-    w.slow_due += <uint64_t>packets * w.slow_ns
+    w.slow_due = max(w.slow_due, now - SLOW_SLACK_NS) + <uint64_t>packets * w.slow_ns
     if w.slow_due > now:
         usleep(<uint32_t>((w.slow_due - now) // 1000))
 
