@@ -52,6 +52,7 @@ cdef struct oc_worker:
     uint32_t n_consumers
     uint32_t stop                 # set by others, release/acquire
     uint32_t slow_ns              # tests only: time that each packet takes (see Worker.slow)
+    uint64_t slow_due             # when what was taken so far will have had its time
     uint32_t round                # advanced every round: others wait for it to move
     uint64_t sleeps
     uint64_t[HISTOGRAM] latency

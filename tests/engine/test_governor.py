@@ -145,11 +145,11 @@ def three_priorities(side) -> str:
 
 @pytest.mark.usefixtures("needs_xdp_socket", "needs_namespaces")
 def test_in_overload_priority_0_loses_nothing_and_what_is_shed_is_counted_exactly(lab):
-    """Three priorities at 20,000 packets/s, and a consumer that takes 10,000."""
+    """Three priorities at 12,000 packets/s together, and a consumer that takes 6,000."""
     packets = [udp(i, port=PORTS[i % 3]) for i in range(24)]
     with started(three_priorities(lab.b)) as engine, open_sender(lab.a) as sender:
         [worker] = engine._crew.workers
-        worker.slow(100_000)
+        worker.slow(1_000_000_000 // 6_000)
         sent = 0
         begin = time.monotonic()
         seen = set()
@@ -157,9 +157,9 @@ def test_in_overload_priority_0_loses_nothing_and_what_is_shed_is_counted_exactl
             sent += sender.send(packets)
             sender.flush(1000)
             seen.add(engine.statistics()["memory"]["governor"]["state"])
-            time.sleep(max(0.0, begin + sent / 20_000 - time.monotonic()))
+            time.sleep(max(0.0, begin + sent / 12_000 - time.monotonic()))
         worker.slow(0)
-        assert sent % 24 == 0 and sent > 20_000, "the host was too busy to make an overload"
+        assert sent % 24 == 0 and sent > 15_000, "the host was too busy to make an overload"
         assert wait_for(lambda: engine.statistics()["memory"]["governor"]["state"] == "ok", 2.0)
         stats = engine.statistics()
         page = engine.explain()
