@@ -14,7 +14,7 @@ from appliance.bench.load import Blast, packet
 from appliance.bench.ours import Sink
 from appliance.errors import PortError
 
-SHORT = ["--reps", "1", "--seconds", "0.1", "--size", "64"]
+SHORT = ["--reps", "1", "--seconds", "0.3", "--size", "64"]
 SPREAD = {"min", "median", "max"}
 COLUMNS = {"case", "unit", "higher_is_better", "ours", "peers", "ratio", "drops",
            "cpu_ns_per_packet"}
