@@ -10,6 +10,7 @@ from libc.errno cimport EINTR, ENOMEM, errno
 from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
 from libc.string cimport memset
 from posix.unistd cimport close, ftruncate
+from cython_ext.atomics cimport load_relaxed_u64, store_relaxed_u64
 
 import os
 
@@ -47,18 +48,24 @@ cdef enum:
 
 # Fault injection: counts down at every place where memory can run out; at zero that place fails
 # once with ENOMEM. -1: off. Only cold paths look at it.
+cdef extern from *:
+    """
+    static inline uint64_t oc_fault_add(uint64_t* p, uint64_t n)
+    { return __atomic_fetch_add(p, n, __ATOMIC_RELAXED); }
+    """
+    uint64_t atomic_add "oc_fault_add"(uint64_t* p, uint64_t n) noexcept nogil
+
 cdef int64_t fault_countdown = -1
 cdef uint64_t fault_sites = 0
 
 
 cdef bint fault() noexcept nogil:
     """Is it this allocation's turn to fail? Asked by each of arenas, slabs and rings."""
-    global fault_countdown, fault_sites
-    fault_sites += 1
-    if fault_countdown < 0:
+    atomic_add(&fault_sites, 1)
+    if load_relaxed_u64(<uint64_t*>&fault_countdown) >> 63:
         return False
-    fault_countdown -= 1
-    return fault_countdown < 0
+    # 0 becomes -1: the others find it off.
+    return atomic_add(<uint64_t*>&fault_countdown, <uint64_t>-1) == 0
 
 
 def fail_allocation(int64_t n):
@@ -66,9 +73,8 @@ def fail_allocation(int64_t n):
 
     Returns how many allocation sites were passed in this process so far.
     """
-    global fault_countdown
-    fault_countdown = n
-    return fault_sites
+    store_relaxed_u64(<uint64_t*>&fault_countdown, <uint64_t>n)
+    return load_relaxed_u64(&fault_sites)
 
 
 cdef void nodes_of(oc_nodes* nodes, wanted, bint strict) except *:

@@ -7,7 +7,7 @@ on with the others. Growth and give-back are slab_arenas.pyx; Python objects are
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
-from cython_ext.atomics cimport OC_CHECKS_ON
+from cython_ext.atomics cimport OC_CHECKS_ON, load_relaxed_u32
 from cython_ext.frames cimport pthread_mutex_lock, pthread_mutex_unlock
 from cython_ext.slab_arenas cimport depot_give, depot_take, slabs_grow, slabs_trim
 from cython_ext.slab_types cimport (FOREIGN, NOT_LIVE, TAKEN_TWICE, WRITTEN_FREE, atomic_add,
@@ -154,7 +154,7 @@ cdef bint _give(oc_slabs* t, uint32_t cls, void* one) noexcept nogil:
         violation(t, FOREIGN, one)
         return False
     c = &t.classes[cls]
-    if (object_number(&c.ledger, one) >> c.arena_objects_shift) >= c.top:
+    if (object_number(&c.ledger, one) >> c.arena_objects_shift) >= load_relaxed_u32(&c.top):
         violation(t, FOREIGN, one)
         return False
     if OC_CHECKS_ON and c.ledger.state[object_number(&c.ledger, one)] == 1:

@@ -9,4 +9,5 @@ cdef void depot_give(oc_slabs* t, oc_class* c, void* const* objects, uint32_t n)
 # One more arena: 0, or -1 with t.error saying why (0: the cap). Takes the locks itself.
 cdef int slabs_grow(oc_slabs* t, oc_class* c) noexcept nogil
 # Gives empty arenas back: of classes past their trip level, or of all. How many. Takes the locks.
+cdef bint slabs_too_many_empty(oc_class* c) noexcept nogil
 cdef uint32_t slabs_trim(oc_slabs* t, bint all) noexcept nogil

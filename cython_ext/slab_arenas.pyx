@@ -12,7 +12,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 from cython_ext.arena cimport fault, map_pages, node_of, unmap_pages
-from cython_ext.atomics cimport (OC_CHECKS_ON, load_relaxed_u32, unlikely)
+from cython_ext.atomics cimport (OC_CHECKS_ON, store_relaxed_u32, unlikely)
 from cython_ext.frames cimport pthread_mutex_lock, pthread_mutex_unlock
 from cython_ext.slab_types cimport (ABSENT, ARENA_SHIFT, EVENTS, MOVING, OPEN, CLASSES, SHIFT_MIN,
                                     TAKEN_TWICE, atomic_add, oc_arena, oc_class, oc_event, oc_slabs,
@@ -210,7 +210,7 @@ cdef int slabs_grow(oc_slabs* t, oc_class* c) noexcept nogil:
     else:
         a.state = OPEN
         if number >= c.top:
-            c.top = number + 1
+            store_relaxed_u32(&c.top, number + 1)   # read without the lock, to refuse addresses
         c.open += 1
         c.empty += 1
         c.depot += a.free_n
@@ -279,13 +279,21 @@ cdef bint _shrink(oc_slabs* t, oc_class* c, uint32_t keep) noexcept nogil:
     return True
 
 
+cdef bint slabs_too_many_empty(oc_class* c) noexcept nogil:
+    cdef bint yes
+    pthread_mutex_lock(&c.lock)
+    yes = c.empty > c.empty_most
+    pthread_mutex_unlock(&c.lock)
+    return yes
+
+
 cdef uint32_t slabs_trim(oc_slabs* t, bint all) noexcept nogil:
     """Gives empty arenas back: of classes past their trip level, or of all. How many."""
     cdef uint32_t i, given = 0
     cdef oc_class* c
     for i in range(CLASSES):
         c = &t.classes[i]
-        if all or load_relaxed_u32(&c.empty) > load_relaxed_u32(&c.empty_most):
+        if all or slabs_too_many_empty(c):
             while _shrink(t, c, 0 if all else EMPTY_KEPT):
                 given += 1
     return given

@@ -13,7 +13,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from cython_ext.slab cimport (slabs_alloc, slabs_free, slabs_free_directly, slabs_is_live)
-from cython_ext.slab_arenas cimport slabs_trim
+from cython_ext.slab_arenas cimport slabs_too_many_empty, slabs_trim
 from cython_ext.slab_tier cimport Cache, Slabs
 from cython_ext.slab_types cimport CLASSES, class_of_bytes
 
@@ -266,7 +266,7 @@ def tidy(Slabs slabs not None):
     """Gives empty arenas back if a class has more of them than its trip level."""
     cdef uint32_t i
     for i in range(CLASSES):
-        if slabs.t.classes[i].empty > slabs.t.classes[i].empty_most:
+        if slabs_too_many_empty(&slabs.t.classes[i]):
             with nogil:
                 slabs_trim(&slabs.t, False)
             return

@@ -209,9 +209,12 @@ cdef class Slabs:
         classes = []
         for i in range(CLASSES):
             c = &self.t.classes[i]
-            if c.top:
-                classes.append({"bytes": 64 << i, "arenas": c.open, "empty": c.empty,
-                                "total": c.open << c.arena_objects_shift, "depot": c.depot,
+            pthread_mutex_lock(&c.lock)
+            top, arenas, empty, depot = c.top, c.open, c.empty, c.depot
+            pthread_mutex_unlock(&c.lock)
+            if top:
+                classes.append({"bytes": 64 << i, "arenas": arenas, "empty": empty,
+                                "total": arenas << c.arena_objects_shift, "depot": depot,
                                 "cached": cached[i]})
         return {"classes": classes, "magazines": magazines, "arenas": self.t.arenas_open,
                 "arenas_max": self.t.arenas_max, "arenas_peak": self.t.arenas_peak,
