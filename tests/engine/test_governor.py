@@ -143,6 +143,20 @@ def three_priorities(side) -> str:
     return text
 
 
+def at_rest(engine) -> bool:
+    """Nothing shed, and still so after fifty looks of the guard: while a backlog drains, the ladder
+    may come to rest for a moment and go up again."""
+
+    def now() -> bool:
+        governor = engine.explain()["governor"]
+        return governor["state"] == "ok" and governor["shed_above"] is None
+
+    if not now():
+        return False
+    time.sleep(0.2)
+    return now()
+
+
 @pytest.mark.usefixtures("needs_xdp_socket", "needs_namespaces")
 def test_in_overload_priority_0_loses_nothing_and_what_is_shed_is_counted_exactly(lab):
     """Three priorities at 12,000 packets/s together, and a consumer that takes 6,000."""
@@ -160,7 +174,7 @@ def test_in_overload_priority_0_loses_nothing_and_what_is_shed_is_counted_exactl
             time.sleep(max(0.0, begin + sent / 12_000 - time.monotonic()))
         worker.slow(0)
         assert sent % 24 == 0 and sent > 15_000, "the host was too busy to make an overload"
-        assert wait_for(lambda: engine.statistics()["memory"]["governor"]["state"] == "ok", 2.0)
+        assert wait_for(lambda: at_rest(engine), 10.0)
         stats = engine.statistics()
         page = engine.explain()
         final = engine.stop()
@@ -173,10 +187,11 @@ def test_in_overload_priority_0_loses_nothing_and_what_is_shed_is_counted_exactl
     assert accounts.problems(final) == []
     assert page["governor"]["shed_above"] is None and page["events"]
     actions = [event["action"] for event in page["events"]]
-    assert "sheds above priority 1" in actions and actions[-1] == "sheds nothing any more"
+    # Equal events within a second are one entry, so the order of a back and forth is not kept.
+    assert {"sheds above priority 1", "sheds nothing any more"} <= set(actions)
     assert all(event["why"] and event["time"] for event in page["events"])
     assert any(event["culprit"] == "worker of in0/0" for event in page["events"])
-    assert stats["events"][-1]["action"] == "sheds nothing any more"
+    assert "sheds nothing any more" in {event["action"] for event in stats["events"]}
 
 
 @pytest.mark.usefixtures("needs_xdp_socket", "needs_namespaces")
