@@ -263,9 +263,11 @@ class Attachment:
                 kernel[name] = kernel.get(name, 0) + count
             for name, count in queue.statistics().items():
                 own[name] = own.get(name, 0) + count
-        drops = {name: kernel[name] for name in KERNEL_DROPS}
-        for name in ("invalid_metadata", "too_many_fragments"):
-            drops[name] = own[name]
+        lost = {
+            **{name: kernel[name] for name in KERNEL_DROPS},
+            **{name: own[name] for name in OWN_DROPS},
+        }
+        drops = dict(lost)
         steering: dict[str, Any] = (
             self.steering.counters()
             if self.steering is not None
@@ -280,10 +282,9 @@ class Attachment:
             "wakeups": own["wakeups"],
             "kernel": kernel,
             # Between the program and us: consumed = rx_frames + the sum of these.
-            "lost": {
-                **{name: kernel[name] for name in KERNEL_DROPS},
-                **{name: own[name] for name in OWN_DROPS},
-            },
+            "lost": lost,
+            # Received all the same, as rule 0: a worker then drops them as no_consumer.
+            "invalid_metadata": own["invalid_metadata"],
         }
         return {
             "port": port,

@@ -48,6 +48,7 @@ _Static_assert(sizeof(struct oc_meta) == 16, "bpf_xdp_adjust_meta moves exactly 
 	X(18, invalid_metadata, "a received frame carried no valid metadata record")    \
 	X(19, link, "the link itself lost the frame before XDP saw it")                 \
 	X(20, too_many_fragments, "a packet of more frames than OC_FRAGS_MAX")          \
+	X(21, bad_descriptors, "the kernel gave an address that it had not been given") \
 	X(32, consumer, "the consumer of kind drop took it")                            \
 	X(33, no_consumer, "the rule names no consumer")                                \
 	X(34, forward_ring_full, "forward: the TX ring of the other port was full")     \
