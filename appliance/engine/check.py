@@ -6,6 +6,7 @@ filters compile, can a worker do it, does the memory suffice. It attaches and ch
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from appliance import limits
@@ -68,6 +69,14 @@ def facts_here(config: Config) -> tuple[dict[str, PortFacts], list[str]]:
         except HostError as error:
             notes.append(f"{port.name}: {error}")
     return facts, notes
+
+
+def hugepages_free() -> int | None:
+    """Free hugepages of 2 MiB; None where the kernel has no such pages to ask for."""
+    try:
+        return int(Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages").read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def planned(config: Config, facts: dict[str, PortFacts]) -> Plan:
