@@ -87,6 +87,24 @@ def planned(config: Config, facts: dict[str, PortFacts]) -> Plan:
     return made
 
 
+def hugepages(config: Config, made: Plan) -> None:
+    """Asked of the host before anything is reserved: with `require` all of it has to be there."""
+    free = hugepages_free() or 0
+    wanted = made.hugepages + config.memory.mid_cap_mib // 2
+    least = made.hugepages + bool(config.memory.mid_cap_mib)
+    if config.memory.hugepages != "require" or free >= least:
+        return
+    try:
+        there = int(Path("/proc/sys/vm/nr_hugepages").read_text())
+    except (OSError, ValueError):
+        there = free
+    raise HostError(
+        f"hugepages = require: {free} of 2 MiB are free, {made.hugepages} are needed for the ports "
+        f"and up to {wanted - made.hugepages} for the mid tier",
+        fix=f"echo {there - free + wanted} > /proc/sys/vm/nr_hugepages",
+    )
+
+
 def everything(config: Config) -> dict[str, Any]:
     """The answer of `run --check`. Interfaces that are not here are no fault, but said."""
     configuration(config)

@@ -48,7 +48,7 @@ class Engine:
         self.tiers = Tiers()  # what the governor watches; who adds a tier calls tiers.watch
         self.mid: MidTier | None = None  # from start to stop, unless mid_cap_mib is 0
         self._guard: Guard | None = None
-        self._reporter = Reporter(places.report(config), self._page, self.events)
+        self._reporter: Reporter | None = None
         self._leaked = 0
         self._started = time.monotonic()
         self._final: dict[str, Any] | None = None
@@ -82,7 +82,7 @@ class Engine:
             if port.interface is not None
         }
         facts = {name: check.facts_of(info) for name, info in found.items()}
-        check.planned(self.config, facts)
+        check.hugepages(self.config, check.planned(self.config, facts))
         layout = build.layout(self.config, facts)
         self.mid = places.mid_tier(self.config, facts)
         if self.mid is not None:
@@ -107,6 +107,7 @@ class Engine:
 
     def _govern(self) -> None:
         """Rings and frames are watched from here on."""
+        self._reporter = Reporter(places.report(self.config), self._page, self.events)
         self._reporter.start()
         self._guard = Guard(self._ports, self.events, self.tiers, self._reporter.ran_out)
         self._publish_priorities()
@@ -173,7 +174,8 @@ class Engine:
         """From any state to nothing. The figures are read when all is still and not yet gone."""
         if self._guard is not None:
             self._guard.stop()
-        self._reporter.stop()
+        if self._reporter is not None:
+            self._reporter.stop()
         for attachment in self._ports.values():
             attachment.stop()
         if self._crew is not None:

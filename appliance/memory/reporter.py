@@ -56,6 +56,7 @@ class Reporter:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        self._page = dict  # whose page it was is to end with the last reference to it
 
     def ran_out(self, why: str) -> None:
         """Writes a report soon, unless there was one within the last minute."""

@@ -35,6 +35,11 @@ class Plan:
     def ok(self) -> bool:
         return not self.refused
 
+    @property
+    def hugepages(self) -> int:
+        """Of 2 MiB, for the memory of all ports."""
+        return sum(umem.hugepages for umem in self.umems)
+
     def as_dict(self) -> dict[str, object]:
         """As `openclaw mem plan --json` prints it."""
         arena = sum(umem.bytes for umem in self.umems)
@@ -51,7 +56,7 @@ class Plan:
             "arenas": {
                 "bytes": arena,
                 "ledger_bytes": ledger,
-                "hugepages_2m": sum(umem.hugepages for umem in self.umems),
+                "hugepages_2m": self.hugepages,
                 "per_queue": [asdict(queue) for queue in self.queues],
             },
             "reasons": [*self.refused, *self.reasons],

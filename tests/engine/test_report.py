@@ -10,6 +10,7 @@ import pytest
 
 import appliance
 from appliance.config import parse
+from appliance.engine import places
 from appliance.engine.engine import Engine
 from appliance.errors import ConfigError, MemoryExhausted
 from appliance.memory import EventLog, MidTier, Reporter, reporter
@@ -64,8 +65,8 @@ def test_a_report_that_cannot_be_written_is_an_event_and_nothing_else(tmp_path):
 def test_the_report_is_beside_the_control_socket_unless_configured():
     assert reporter.beside("/run/openclaw/control.sock") == "/run/openclaw/control.memory.json"
     config = parse(ONE.format(cap=2))
-    assert Engine(config)._reporter.path == reporter.beside(config.control.socket)
-    assert Engine(configured(""))._reporter.path == ""
+    assert places.report(config) == reporter.beside(config.control.socket)
+    assert places.report(configured("")) == ""
     with pytest.raises(ConfigError, match=r"memory\.report"):
         configured("relative/path")
 
