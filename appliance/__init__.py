@@ -19,6 +19,7 @@ from appliance.errors import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttachedPort",
     "Batch",
     "ConfigError",
     "Frame",
@@ -30,6 +31,7 @@ __all__ = [
     "PortError",
     "Rule",
     "StaleFrame",
+    "attach",
     "open_port",
 ]
 
@@ -40,6 +42,10 @@ def __getattr__(name: str):
         from appliance import port
 
         return getattr(port, name)
+    if name in ("AttachedPort", "attach"):
+        from appliance import attaching
+
+        return getattr(attaching, name)
     if name == "Rule":
         from appliance.steering import Rule
 

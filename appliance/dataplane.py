@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from cython_ext import (
     arena,
+    attached,
     bpf,
     capture_file,
     compare,
@@ -17,11 +18,14 @@ from cython_ext import (
     pcap,
     slab_object,
 )
+from cython_ext.attached import Attached, AttachedBatch, AttachedFrame
 from cython_ext.endpoint import Endpoint
 from cython_ext.frames import Frames
 from cython_ext.lending import Batch, Frame
 from cython_ext.loop import LoopQueue
 from cython_ext.queue import Queue
+from cython_ext.share_members import Member as ShareMember
+from cython_ext.share_members import Share
 from cython_ext.shm_ring import ShmRing
 from cython_ext.slab_object import Slab
 from cython_ext.slab_tier import Cache as SlabCache
@@ -32,15 +36,21 @@ from cython_ext.xsk import XskQueue
 from appliance.errors import MemoryExhausted, StaleFrame
 
 lending.use_errors(StaleFrame, MemoryExhausted)
+attached.use_errors(StaleFrame)
 slab_object.use_errors(StaleFrame)
 
 __all__ = [
+    "Attached",
+    "AttachedBatch",
+    "AttachedFrame",
     "Batch",
     "Endpoint",
     "Frame",
     "Frames",
     "LoopQueue",
     "Queue",
+    "Share",
+    "ShareMember",
     "ShmRing",
     "Slab",
     "SlabCache",

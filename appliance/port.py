@@ -13,9 +13,10 @@ work is theirs; here are the words, the order of stop, and errors that are this 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any
 
+from appliance.asynchronous import batches
 from appliance.attachment import Attachment, PortSpec
 from appliance.dataplane import Batch, Endpoint, Frame
 from appliance.errors import ConfigError, PortError
@@ -117,6 +118,13 @@ class Port:
             return self._endpoint.recv(max_frames, timeout_ms)
         except ValueError as error:
             raise ConfigError(str(error)) from None
+
+    def batches(self, max_frames: int = 64) -> AsyncIterator[Batch]:
+        """The same for asyncio: batches that are never empty, until the port closes."""
+        return batches(_Source(self._endpoint, max_frames), max_frames)
+
+    def __aiter__(self) -> AsyncIterator[Batch]:
+        return self.batches()
 
     def send(self, packets: Iterable[Any], queue: int = 0) -> int:
         """Queues packets; returns how many, which is less than given when TX is full: flush().
@@ -247,6 +255,32 @@ class Port:
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"queues {self.info['queues']}"
         return f"<Port {self._attachment.name}, {state}>"
+
+
+class _Source:
+    """The endpoint as appliance.asynchronous wants it."""
+
+    ended = False  # only an appliance in another process can end before the port does
+
+    def __init__(self, endpoint: Endpoint, max_frames: int) -> None:
+        self._endpoint = endpoint
+        self._receiver = endpoint.recv(max_frames, 0)
+
+    @property
+    def closed(self) -> bool:
+        return self._endpoint.closed
+
+    def poll(self, _most: int) -> Batch:
+        return next(self._receiver)
+
+    def doze(self) -> bool:
+        return False
+
+    def rouse(self) -> None:
+        pass
+
+    def filenos(self) -> list[int]:
+        return [queue.fd for queue in self._endpoint.queues if queue.fd >= 0]
 
 
 def _words(error: Exception) -> str:

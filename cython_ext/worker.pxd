@@ -1,6 +1,7 @@
 # The worker of one UMEM: queues, consumers, routes. See worker.pyx for the order of a round.
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from cython_ext.queue cimport oc_burst, oc_queue
+from cython_ext.sharing cimport WORKER_SHARES_MAX, oc_share
 
 cdef enum:
     CONSUMERS_MAX = 256           # of one worker; one that forwards counts for each queue
@@ -13,10 +14,12 @@ cdef enum:
     DROP = 1
     REFLECT = 2
     FORWARD = 3
+    SHARE = 5
 
 cdef struct oc_consumer:
     uint32_t kind
     int32_t target                # FORWARD: which of the worker's queues sends
+    oc_share* share               # SHARE: its members in other processes
     uint64_t frames
     uint64_t bytes
     uint64_t dropped              # taken, but could not be passed on
@@ -50,6 +53,8 @@ cdef struct oc_worker:
     uint32_t n_lanes
     oc_consumer[CONSUMERS_MAX] consumers
     uint32_t n_consumers
+    oc_share* shares[WORKER_SHARES_MAX]
+    uint32_t n_shares
     uint32_t stop                 # set by others, release/acquire
     uint32_t slow_ns              # tests only: time that each packet takes (see Worker.slow)
     uint64_t slow_due             # when what was taken so far will have had its time

@@ -5,7 +5,8 @@ A round, for each of its queues: take a burst (replacement first), hand every pa
 consumers of its rule, gather what is to be sent, recycle the rest, send, reap completions. When no
 queue had anything for a while it sleeps in poll(), unless the port polls busily. It owns the frames
 of its UMEM; nobody else moves them while it runs. Starting, pinning and stopping the thread is the
-engine's; so is everything that a round does not need.
+engine's; so is everything that a round does not need. A little longer than other rooms: the round
+and what starts it belong together.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
@@ -24,6 +25,8 @@ from cython_ext.histogram cimport record_latency
 from cython_ext.poll cimport POLLIN, poll, pollfd
 from cython_ext.queue cimport (BURST, FRAGS_MAX, Queue, burst_alloc, burst_dispose, now_ns,
                                oc_burst, oc_queue)
+from cython_ext.share_members cimport Share
+from cython_ext.sharing cimport (WORKER_SHARES_MAX, share_free_rest, share_packets, share_tick)
 
 cdef extern from "oc_xdp.h":
     enum:
@@ -35,7 +38,8 @@ cdef enum:
     SLOW_SLACK_NS = 50000000      # tests only: how much lateness a slowed worker makes up for
     SLEEP_MS = 100                # longest sleep; stop is noticed sooner, through the eventfd
 
-KINDS = {"count": COUNT, "drop": DROP, "reflect": REFLECT, "forward": FORWARD}
+KINDS = {"count": COUNT, "drop": DROP, "reflect": REFLECT, "forward": FORWARD,
+         "share": SHARE}
 
 
 def bucket_upper_ns(uint32_t bucket):
@@ -106,7 +110,7 @@ cdef void deliver_run(oc_worker* w, oc_lane* lane, const oc_burst* b, const oc_r
     cdef oc_umem* um = lane.q.um
     cdef oc_lane* to = NULL
     cdef oc_consumer* c
-    cdef bint reflect = False
+    cdef bint reflect = False, lent = False
     cdef uint32_t i, k, first, last, sender = 0, n = end - start
     cdef uint32_t frags_end = b.first[end] if end < b.packets else b.frags
     if unlikely(route == NULL or route.n == 0):
@@ -125,6 +129,13 @@ cdef void deliver_run(oc_worker* w, oc_lane* lane, const oc_burst* b, const oc_r
             elif c.kind == FORWARD:
                 to = &w.lanes[c.target]
                 sender = route.consumer[k]
+            elif c.kind == SHARE:
+                lent = True
+        if lent:                  # once it is known whether the frames are sent on
+            lend_run(w, route, b, start, end, lane.q.queue_id, to != NULL)
+    if to == NULL and lent:
+        share_free_rest(um, b.frame + b.first[start], frags_end - b.first[start])
+        return
     if to == NULL:
         frames_free(um, b.frame + b.first[start], frags_end - b.first[start])
         return
@@ -139,6 +150,15 @@ cdef void deliver_run(oc_worker* w, oc_lane* lane, const oc_burst* b, const oc_r
         frames_free(um, b.frame + first, last - first)
         count_u64(&w.consumers[sender].dropped, 1)
         count_u64(&lane.dropped_forward, 1)
+
+
+cdef void lend_run(oc_worker* w, const oc_route* route, const oc_burst* b, uint32_t start,
+                   uint32_t end, uint32_t queue, bint sent_on) noexcept nogil:
+    cdef uint32_t k
+    cdef uint64_t now = now_ns()
+    for k in range(route.n):
+        if w.consumers[route.consumer[k]].kind == SHARE:
+            share_packets(w.consumers[route.consumer[k]].share, b, start, end, queue, sent_on, now)
 
 
 cdef void send_gathered(oc_worker* w, oc_lane* lane) noexcept nogil:
@@ -182,6 +202,10 @@ cdef uint32_t one_round(oc_worker* w, oc_burst* b) noexcept nogil:
         if lane.q.sending:
             lane.q.kick(lane.q)
             reap(lane.q)
+    if w.n_shares:
+        when = now_ns()
+        for i in range(w.n_shares):
+            share_tick(w.shares[i], when)
     store_release_u32(&w.round, w.round + 1)
     return packets
 
@@ -227,7 +251,8 @@ cdef bint anything_sending(oc_worker* w) noexcept nogil:
 
 cdef class Worker:
     """`Worker(queues, consumers)`: queues share one Frames; consumers is a list of
-    (kind, target), target being the index in `queues` that a forward consumer sends on, or -1.
+    (kind, target), target being the index in `queues` that a forward consumer sends on, the Share
+    of one that shares, or -1.
     """
     cdef oc_worker w
     cdef oc_burst b
@@ -235,6 +260,7 @@ cdef class Worker:
     cdef pollfd[WORKER_QUEUES_MAX + 1] waits
     cdef uint32_t n_waits
     cdef int wake_fd
+    cdef list shares                      # they must outlive the worker's last round
     cdef list retired                     # (route table that was replaced, round of that moment)
 
     def __cinit__(self, list queues, list consumers):
@@ -243,6 +269,7 @@ cdef class Worker:
         memset(&self.w, 0, sizeof(oc_worker))
         self.wake_fd = -1
         self.retired = []
+        self.shares = []
         if not 1 <= len(queues) <= WORKER_QUEUES_MAX:
             raise ValueError(f"{len(queues)} queues on one UMEM: 1 to {WORKER_QUEUES_MAX}")
         if len(consumers) > CONSUMERS_MAX:
@@ -262,9 +289,21 @@ cdef class Worker:
             if kind == "forward" and not 0 <= target < len(queues):
                 raise ValueError(f"forward: queue {target} is not this worker's")
             self.w.consumers[self.w.n_consumers].kind = KINDS[kind]
-            self.w.consumers[self.w.n_consumers].target = target
+            if kind == "share":
+                self._share(&self.w.consumers[self.w.n_consumers], target)
+            else:
+                self.w.consumers[self.w.n_consumers].target = target
             self.w.n_consumers += 1
         burst_alloc(&self.b, BURST, BURST * 4 + FRAGS_MAX)
+
+    cdef int _share(self, oc_consumer* consumer, Share share) except -1:
+        if self.w.n_shares == WORKER_SHARES_MAX:
+            raise ValueError(f"more than {WORKER_SHARES_MAX} sharing consumers of one worker")
+        consumer.share = &share.s
+        self.w.shares[self.w.n_shares] = &share.s
+        self.w.n_shares += 1
+        self.shares.append(share)
+        return 0
 
     cdef int _lane(self, oc_lane* lane, Queue queue) except -1:
         lane.q = &queue.q

@@ -107,6 +107,14 @@ NamespaceName = Annotated[
 ]
 
 
+_Names = Annotated[
+    tuple[Annotated[str, Field(min_length=1, max_length=64)]
+          | Annotated[int, Field(ge=0, lt=1 << 32)], ...],
+    Field(strict=False, max_length=limits.SHARE_NAMES_MAX),
+    Allowed(f"a list of at most {limits.SHARE_NAMES_MAX} names or numbers"),
+]
+
+
 class _Model(BaseModel):
     """Strict: "4096" is no number, 1 is no boolean, and a key that nobody reads is an error."""
 
@@ -215,6 +223,21 @@ class ConsumerConfig(_Model):
     ] = 100
     policy: Annotated[
         Literal["reliable", "lossy"], _one_of("reliable", "lossy")
+    ] | None = None
+
+    # kind share: who may attach, and how the members divide the packets
+    allow_users: _Names = ()
+    allow_groups: _Names = ()
+    members: Annotated[
+        Literal["all", "flow", "robin"], _one_of("all", "flow", "robin")
+    ] = "all"
+    max_members: Annotated[
+        int,
+        Field(ge=1, le=limits.SHARE_MEMBERS_MAX),
+        Allowed(f"1..{limits.SHARE_MEMBERS_MAX}"),
+    ] = 4
+    mid_mib: Annotated[
+        int, Field(ge=1, le=limits.MID_CAP_MIB_MAX), Allowed(f"1..{limits.MID_CAP_MIB_MAX}")
     ] | None = None
 
     @property

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from appliance.attachment import Attachment
-from appliance.dataplane import Worker
+from appliance.dataplane import Frames, Share, Worker
 from appliance.engine.build import Group, Layout
+from appliance.engine.sharing import Sharing
 from appliance.errors import PortError
 from appliance.steering import Rule
 
@@ -22,16 +23,31 @@ STOP_S = 5.0  # a round takes microseconds; a thread that is not back by then ha
 class Crew:
     """One worker, and so one thread, for each group of the layout."""
 
-    def __init__(self, layout: Layout, ports: Mapping[str, Attachment]) -> None:
+    def __init__(
+        self, layout: Layout, ports: Mapping[str, Attachment], sharing: Sharing | None = None
+    ) -> None:
         self.layout = layout
+        self.sharing = sharing
         self.workers: list[Worker] = []
         self.cpus: list[int] = []
         self._threads: list[threading.Thread] = []
         self._failed: dict[int, str] = {}
-        for group in layout.groups:
+        for number, group in enumerate(layout.groups):
             queues = [ports[lane.port].queues[lane.place] for lane in group.lanes]
-            consumers = [(instance.kind, instance.target) for instance in group.instances]
+            shares = self._shares(number, group, queues[0].frames)
+            consumers = [
+                (instance.kind, shares.get(instance.name, instance.target))
+                for instance in group.instances
+            ]
             self.workers.append(Worker(queues, consumers))
+
+    def _shares(self, number: int, group: Group, frames: Frames) -> dict[str, Share]:
+        """What this worker lends to other processes, by consumer."""
+        names = [instance.name for instance in group.instances if instance.kind == "share"]
+        if self.sharing is None or not names:
+            return {}
+        cache = self.sharing.cache(number)
+        return {name: self.sharing.make(name, frames, cache) for name in names}
 
     def routes(self, group: Group, port: str, rules: Iterable[tuple[int, Rule]]) -> dict[int, Any]:
         """By lane of the group: the routes of these rules of the port.
