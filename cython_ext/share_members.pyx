@@ -171,6 +171,11 @@ cdef class Member:
             store_release_u32(&self.m.state, DEAD)
 
     @property
+    def live(self):
+        """The worker gives it packets: it looks who there is once a round."""
+        return bool(load_relaxed_u32(&self.share.s.live) >> self.place & 1)
+
+    @property
     def gone(self):
         """The worker is done with it."""
         return load_acquire_u32(&self.m.state) == GONE

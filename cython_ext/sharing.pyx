@@ -308,7 +308,10 @@ cdef void take_returns(oc_share* s, oc_member* m) noexcept nogil:
 
 
 cdef bint share_reclaim(oc_share* s, oc_member* m, uint32_t most) noexcept nogil:
-    """Up to `most` leases of a member that is gone come home; True when there are no more."""
+    """Up to `most` leases of a member that is gone come home; True when there are no more. What it
+    gave back before it went is read first: that is no loss of its."""
+    if s.reliable:
+        take_returns(s, m)
     while m.oldest != NONE and most:
         give_home(s, m, m.oldest)
         count_u64(&m.reclaimed, 1)
@@ -379,7 +382,7 @@ cdef void share_tick(oc_share* s, uint64_t now) noexcept nogil:
             live |= <uint32_t>1 << k
     if s.mode == BY_FLOW:
         move_buckets(s, live, now)
-    s.live = live
+    store_relaxed_u32(&s.live, live)
     for k in range(MEMBERS_MAX):
         m = s.members[k]
         if state[k] == 0 or state[k] == GONE:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ from appliance.steering.filters import compile_foreign
 
 JUMP = 0x05  # BPF_JMP | BPF_JA: its k is signed, and only protochain jumps back
 FORMER_SHOWN = 8  # members that have ended; their sums stay in the consumer's own figures
+LIVE_S = 1.0  # a worker that sleeps looks up after 0.1 s
+LIVE_STEP_S = 0.001
 SUMS = ("offered", "frames", "bytes", "copied", "dropped", "bad_returns", "reclaimed", "overdues")
 ENTRY = ("offered", "frames", "bytes", "leased", "copies", "oldest_lease_ms", "copied", "dropped",
          "overruns", "bad_returns", "reclaimed", "overdue")
@@ -178,8 +181,15 @@ class Sharing:
             for share, lane in zip(consumer.shares, lanes, strict=True):
                 share.admit(lane)
             consumer.deal()
+        self._await(one)
         self._events.note(one.name, "attached", 0)
         return one
+
+    def _await(self, one: Membership) -> None:
+        """Whoever is told that it has attached gets every packet from then on."""
+        until = time.monotonic() + LIVE_S
+        while not all(lane.live for lane in one.lanes) and time.monotonic() < until:
+            time.sleep(LIVE_STEP_S)
 
     def leave(self, one: Membership) -> None:
         """It asked for nothing new. What it looks at stays its own until the connection ends."""
