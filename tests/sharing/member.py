@@ -92,6 +92,7 @@ def stall(port, options) -> dict:
     for batch in port.recv(timeout_ms=1000):
         held += [frame.hold() for frame in batch]
         if len(held) >= int(options.get("hold", 32)):
+            batch.release()  # else it would keep the rest of its packets
             break
     before = [bytes(frame) for frame in held]
     say(holding=len(held))

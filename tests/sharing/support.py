@@ -14,7 +14,10 @@ import subprocess
 import sys
 import tempfile
 import threading
+import zlib
 from pathlib import Path
+
+from tests.engine.support import consumer_table, control_table, port_table, rule_table
 
 MEMBER = Path(__file__).with_name("member.py")
 FULL = os.environ.get("OPENCLAW_FULL") == "1"
@@ -82,3 +85,25 @@ def members(*made: MemberProcess):
     finally:
         for one in made:
             one.close()
+
+
+def shared(lab, home, *consumers: str, queues=(0,), **memory) -> str:
+    """An appliance whose udp packets go to these consumers; text of [[consumer]] tables."""
+    names = [text.split('"')[1] for text in consumers]
+    tables = "".join(f"{key} = {value}\n" for key, value in memory.items())
+    return (port_table("in0", lab.b, queues=list(queues))
+            + rule_table("in0", "udp", consumers=names)
+            + "".join(consumers) + control_table(home) + "[memory]\n" + tables)
+
+
+def share(name: str, **more) -> str:
+    return consumer_table(name, "share", allow_users=[NOBODY], **more)
+
+
+def socket_of(home) -> str:
+    return f"{home}/control.sock"
+
+
+def check_of(packets) -> int:
+    """What a member sums up over these packets."""
+    return sum(map(zlib.crc32, packets)) & 0xFFFFFFFFFFFF

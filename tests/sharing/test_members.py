@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
-
 import pytest
 
 import appliance
@@ -11,47 +9,27 @@ from appliance.engine import accounts
 from tests.engine.support import (
     consumed,
     consumer_table,
-    control_table,
     feed,
     open_sender,
-    port_table,
-    rule_table,
     send_all,
     started,
     udp,
     wait_for,
 )
-from tests.sharing.support import FULL, NOBODY, MemberProcess, members, place
+from tests.sharing.support import (
+    FULL,
+    NOBODY,
+    MemberProcess,
+    check_of,
+    members,
+    share,
+    shared,
+    socket_of,
+)
 
 pytestmark = pytest.mark.usefixtures("needs_xdp_socket", "needs_namespaces")
 
 PACKETS = 200_000 if FULL else 12_000
-
-
-@pytest.fixture
-def home():
-    with place() as directory:
-        yield directory
-
-
-def shared(lab, home, *consumers: str, **memory) -> str:
-    """An appliance whose udp packets go to these consumers; text of [[consumer]] tables."""
-    names = [text.split('"')[1] for text in consumers]
-    tables = "".join(f"{key} = {value}\n" for key, value in memory.items())
-    return (port_table("in0", lab.b, queues=[0]) + rule_table("in0", "udp", consumers=names)
-            + "".join(consumers) + control_table(home) + "[memory]\n" + tables)
-
-
-def share(name: str, **more) -> str:
-    return consumer_table(name, "share", allow_users=[NOBODY], **more)
-
-
-def socket_of(home) -> str:
-    return f"{home}/control.sock"
-
-
-def check_of(packets) -> int:
-    return sum(map(zlib.crc32, packets)) & 0xFFFFFFFFFFFF
 
 
 def test_two_reliable_and_two_lossy_members_without_root_read_the_same_packets_in_place(lab, home):
