@@ -85,6 +85,8 @@ cdef class AttachedBatch:
     cdef int check(self) except -1:
         if self.released:
             raise StaleFrameError("this batch was released")
+        if self.port.hung_up:
+            raise StaleFrameError("the port is closed: the appliance has taken its frames back")
         return 0
 
     @property
@@ -137,6 +139,7 @@ cdef class AttachedBatch:
                     lost += 1
                 else:
                     memcpy(&out[i, 0], PyBytes_AS_STRING(part), len(part))
+        self.port.inside += 1         # close() waits: what we read must not be taken back
         with nogil:
             for i in range(self.count):
                 if self.e[i].kind != IN_FRAME and not self.lane.reliable:
@@ -146,6 +149,7 @@ cdef class AttachedBatch:
                 if not self.lane.reliable and not self.lane.alive(&self.e[i]):
                     memset(&out[i, 0], 0, nbytes)
                     lost += 1
+        self.port.inside -= 1
         if lost:
             self.lane.up.overruns += lost
         return array
@@ -204,6 +208,8 @@ cdef class AttachedBatch:
         if self.released:
             return
         self.released = True
+        if self.port.last == <void*>self:
+            self.port.last = NULL
         if self.lane.reliable:
             for i in range(self.count):
                 if self.pins == NULL or self.pins[i] == 0:
@@ -247,8 +253,9 @@ cdef class AttachedFrame:
             return True
         if not self.batch.lane.reliable:
             return not self.batch.released and self.batch.lane.alive(&self.batch.e[self.index])
-        return not self.batch.released or (self.batch.pins != NULL
-                                           and self.batch.pins[self.index] > 0)
+        if self.batch.pins != NULL and self.batch.pins[self.index]:
+            return True
+        return not self.batch.released and not self.batch.port.hung_up
 
     cdef int check(self) except -1:
         if not self.there():
@@ -373,6 +380,8 @@ cdef class Attached:
     cdef uint32_t nap             # the number of our last sleep
     cdef uint32_t inside
     cdef bint hot
+    cdef bint hung_up             # the engine may have what was lent
+    cdef void* last               # the batch that was given last, borrowed
     cdef readonly bint reliable
     cdef readonly bint closed
     cdef readonly bint ended      # the engine has gone
@@ -454,6 +463,7 @@ cdef class Attached:
         batch.table = table[:k]
         batch.table.flags.writeable = False
         batch.port, batch.lane = self, lane
+        self.last = <void*>batch
         return batch
 
     def doze(self):
@@ -548,6 +558,7 @@ cdef class Attached:
 
     cdef void hang_up(self) noexcept:
         """The engine takes back what is left; after the last view, so that none ever changes."""
+        self.hung_up = True
         if self.connection is not None:
             try:
                 self.connection.close()
@@ -566,6 +577,8 @@ cdef class Attached:
             time.sleep(0.0005)
         os.close(self.wake_fd)
         self.wake_fd = -1
+        if self.last != NULL:
+            (<AttachedBatch>self.last).release()
         if self.held == 0:
             self.hang_up()
 
