@@ -1,6 +1,6 @@
 # What a person types. Each target sets up what it needs (tools/setup installs only what is missing)
 # and does one thing. The product's own command is .venv/bin/openclaw.
-.PHONY: demo test build debug bench lint image vm-test clean help
+.PHONY: demo test build debug bench lint deb image boot vm-test vagrant-host clean help
 .DEFAULT_GOAL := help
 
 python := .venv/bin/python
@@ -44,6 +44,10 @@ bench:
 lint:
 	@tools/setup
 	@tools/lint
+
+deb:
+	@tools/setup image
+	@images/deb/build $(SUITE)
 
 image vm-test:
 	@if [ -x images/$@ ]; then images/$@; else \
