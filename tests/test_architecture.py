@@ -25,7 +25,8 @@ LAYERS = {
     "port": 6, "consumer": 6,
     "engine": 7, "replay": 7,
     "demo": 8, "bench": 8, "doctor": 8,
-    "cli": 9,
+    "update": 9,
+    "cli": 10,
 }
 
 # Library -> the only places (files or folders under the root) that may import it
