@@ -1,6 +1,6 @@
-"""The image's bill of materials: mkosi's package manifest as CycloneDX 1.5 JSON, on standard output.
+"""The image's bill of materials: mkosi's package manifest as CycloneDX 1.5 JSON.
 
-Owns the translation only. Nothing in it depends on when or where it runs: equal images, equal bills.
+Owns the translation only. Nothing depends on when or where it runs: equal images, equal bills.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ def bill(manifest: dict, version: str) -> dict:
         "specVersion": "1.5",
         "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_DNS, f'openclaw-image-{version}')}",
         "version": 1,
-        "metadata": {"component": {"type": "operating-system", "name": "openclaw", "version": version}},
+        "metadata": {
+            "component": {"type": "operating-system", "name": "openclaw", "version": version}
+        },
         "components": components,
     }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from appliance import update
@@ -13,5 +15,8 @@ from appliance.cli import output
 @output.json_option
 def command(out: output.Output, directory: str) -> None:
     """Install the version in DIR into the other slot; a version that fails goes back by itself."""
-    result = update.install(directory)
-    out.result(result, lambda done: f"{done['to']} is written beside {done['from']}; reboot to try it")
+    out.result(update.install(directory), _line)
+
+
+def _line(done: dict[str, Any]) -> str:
+    return f"{done['to']} is written beside {done['from']}; reboot to try it"

@@ -1,8 +1,8 @@
 """The health gate: asked once at each boot of the image, before the boot counts as a good one.
 
 A gate that only looks whether services run lets a broken data path through, so this one sends
-packets: doctor, a veth pair, XDP attached and AF_XDP bound, a compiled consumer that counts, metrics
-that answer with that count. Owns the questions and the exit status (0 good, 1 not); what follows
+packets: doctor, a veth pair, XDP attached and AF_XDP bound, a compiled consumer that counts, and
+metrics that answer with that count. Owns the questions and the exit status (0 good, 1 not); what follows
 from it is systemd's (openclaw-health.service) and systemd-boot's business.
 
     python3 -m appliance.update.gate
@@ -111,8 +111,8 @@ def main() -> int:
         print("openclaw health: this version is on trial; booting again", file=sys.stderr)
         return 1
     if wrong:
-        # Nothing to go back to: a machine that can be reached is better than one that boots for ever.
-        print("openclaw health: FAILED, and this version was proven before; going on", file=sys.stderr)
+        # Nothing to go back to: a machine that can be reached beats one that boots for ever.
+        print("openclaw health: FAILED; this version is not on trial, going on", file=sys.stderr)
         return 0
     print("openclaw health: ok")
     return 0

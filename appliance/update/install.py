@@ -1,4 +1,4 @@
-"""`openclaw update DIR`: looks at everything first, then has systemd-sysupdate write the other slot.
+"""`openclaw update DIR`: looks at everything, then has systemd-sysupdate write the slot.
 
 Owns the refusals, in the order of what they cost: no image here, files damaged or missing, version
 not newer, running version not yet proven, no room. Nothing is written before the last of them is
@@ -23,6 +23,11 @@ SYSUPDATE = "/usr/lib/systemd/systemd-sysupdate"
 ESP_SPARE = 4 << 20
 SYSUPDATE_S = 1800
 _PARTS = ("efi", "root", "verity")
+# The Discoverable Partitions Specification, x86-64.
+_TYPES = {
+    "root": "4f68bce3-e8cd-4db1-96e7-fbcaf984b709",
+    "root-verity": "2c7357ed-ebd2-46d9-aec1-23d437ec2bf5",
+}
 
 
 def parts(at: Path) -> tuple[str, dict[str, Path]]:
@@ -39,13 +44,15 @@ def parts(at: Path) -> tuple[str, dict[str, Path]]:
         for part, pattern in patterns.items():
             if match := re.fullmatch(pattern, path.name):
                 if part in found:
-                    raise ConfigError(f"DIR: {at}: one version, not {found[part][1].name} and {path.name}")
+                    raise ConfigError(
+                        f"DIR: {at}: one version, not {found[part][1].name} and {path.name}")
                 found[part] = (match[1], path)
     missing = [part for part in _PARTS if part not in found]
     versions = {version for version, _ in found.values()}
     if missing or len(versions) != 1:
-        raise ConfigError(f"DIR: {at}: an update of one version (missing: {', '.join(missing) or 'none'}; "
-                          f"versions: {', '.join(sorted(versions)) or 'none'})")
+        raise ConfigError(
+            f"DIR: {at}: an update of one version (missing: {', '.join(missing) or 'none'}; "
+            f"versions: {', '.join(sorted(versions)) or 'none'})")
     return versions.pop(), {part: path for part, (_, path) in found.items()}
 
 
@@ -59,7 +66,7 @@ def verify(at: Path, files: dict[str, Path]) -> None:
     for path in files.values():
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != sums.get(path.name):
-                raise OpenClawError(f"{path}: damaged or changed (its sum is not that of SHA256SUMS)")
+                raise OpenClawError(f"{path}: damaged: its sum is not that of SHA256SUMS")
 
 
 def newer(version: str, than: str) -> bool:
@@ -94,23 +101,23 @@ def refuse_without_room(files: dict[str, Path], running: str, root: Path = Path(
                if (found := slots.entry(path.name)) and found.version != running)
     free = os.statvfs(at).f_bavail * os.statvfs(at).f_frsize
     if size["efi"] + ESP_SPARE > free + goes:
-        raise HostError(f"{files['efi'].name} has {size['efi']} bytes, the boot partition {free} free",
-                        fix=f"remove what is not ours from {at}")
+        raise HostError(
+            f"{files['efi'].name} has {size['efi']} bytes, the boot partition {free} free",
+            fix=f"remove what is not ours from {at}")
 
 
 def _partition_bytes(root: Path, kind: str) -> int | None:
-    """The size of the smallest partition of this kind on the root's disk, as udev names them."""
+    """The size of the smallest partition of this kind, as udev names them."""
     found = []
     for path in sorted((root / "sys/class/block").glob("*/partition")):
-        name = path.parent.name
+        block = path.parent
+        device = (block / "dev").read_text().strip()
         try:
-            text = (root / "run/udev/data" / ("b" + (path.parent / "dev").read_text().strip())).read_text()
+            facts = (root / f"run/udev/data/b{device}").read_text()
         except OSError:
             continue
-        types = {"root": "4f68bce3-e8cd-4db1-96e7-fbcaf984b709",
-                 "root-verity": "2c7357ed-ebd2-46d9-aec1-23d437ec2bf5"}
-        if f"ID_PART_ENTRY_TYPE={types[kind]}" in text:
-            found.append(int((root / "sys/class/block" / name / "size").read_text()) * 512)
+        if f"ID_PART_ENTRY_TYPE={_TYPES[kind]}" in facts:
+            found.append(int((block / "size").read_text()) * 512)
     return min(found, default=None)
 
 
@@ -136,7 +143,8 @@ def install(directory: str) -> dict[str, Any]:
         done = subprocess.run([SYSUPDATE, "update", version], capture_output=True, text=True,
                               timeout=SYSUPDATE_S)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise HostError(f"systemd-sysupdate: {error}", fix="apt-get install systemd-container") from None
+        raise HostError(
+            f"systemd-sysupdate: {error}", fix="apt-get install systemd-container") from None
     finally:
         SOURCE.unlink(missing_ok=True)
     if done.returncode:

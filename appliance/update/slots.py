@@ -1,8 +1,8 @@
 """What versions of the image are on this disk, which one runs, and what became of the last update.
 
 Owns the reading of os-release, of the boot loader's entries (their names carry the tries left:
-openclaw_1.2+1-1.efi has one left and one done) and of one small file, /var/lib/openclaw/update.json.
-It writes only that file. On a host that is no image every question has an answer that says so.
+openclaw_1.2+1-1.efi has one left and one done), and one small file, /var/lib/openclaw/update.json,
+which is all that it writes. On a host that is no image every question has an answer that says so.
 """
 
 from __future__ import annotations

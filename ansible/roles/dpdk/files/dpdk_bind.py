@@ -26,7 +26,9 @@ def interfaces(device: str, sys_pci: Path = PCI) -> list[str]:
     return sorted(path.name for pattern in ("net/*", "virtio*/net/*") for path in at.glob(pattern))
 
 
-def objections(names: list[str], links: list[dict], routes: list[dict], connection: str) -> list[str]:
+def objections(
+    names: list[str], links: list[dict], routes: list[dict], connection: str
+) -> list[str]:
     """Why the device with these interfaces must not be taken; empty when it may.
 
     `links` and `routes` are those of `ip -j address` and `ip -j route show default`.
@@ -44,13 +46,14 @@ def objections(names: list[str], links: list[dict], routes: list[dict], connecti
             found.append(f"{link['ifname']} has the address {given[0]}")
         if link.get("master"):
             found.append(f"{link['ifname']} belongs to {link['master']}")
-    found += [f"{route['dev']} has the default route" for route in routes if route.get("dev") in names]
+    taken = [route["dev"] for route in routes if route.get("dev") in names]
+    found += [f"{name} has the default route" for name in taken]
     return found
 
 
 def ip(*arguments: str) -> list[dict]:
-    text = subprocess.run(["ip", "-j", *arguments], capture_output=True, text=True, check=True).stdout
-    return json.loads(text or "[]")
+    done = subprocess.run(["ip", "-j", *arguments], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout or "[]")
 
 
 def judge(devices: list[str], connection: str) -> list[str]:
@@ -60,7 +63,8 @@ def judge(devices: list[str], connection: str) -> list[str]:
     for device in devices:
         if not (PCI / device).exists():
             refused.append(f"{device}: no such PCI device")
-        refused += [f"{device}: {why}" for why in objections(interfaces(device), links, routes, connection)]
+        reasons = objections(interfaces(device), links, routes, connection)
+        refused += [f"{device}: {why}" for why in reasons]
     return refused
 
 
@@ -76,7 +80,7 @@ def bind(device: str, driver: str) -> None:
     if not (at / "driver").exists() or (at / "driver").resolve().name != driver:
         (at / "driver_override").write_text("\n")
         (PCI.parent / "drivers_probe").write_text(device)
-        raise SystemExit(f"dpdk_bind: {device}: {driver} did not take it; the former driver is back")
+        raise SystemExit(f"dpdk_bind: {device}: {driver} did not take it; the former one is back")
 
 
 def main(arguments: list[str]) -> int:
