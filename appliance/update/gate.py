@@ -1,9 +1,9 @@
 """The health gate: asked once at each boot of the image, before the boot counts as a good one.
 
 A gate that only looks whether services run lets a broken data path through, so this one sends
-packets: doctor, a veth pair, XDP attached and AF_XDP bound, a compiled consumer that counts, and
-metrics that answer with that count. Owns the questions and the exit status (0 good, 1 not); what follows
-from it is systemd's (openclaw-health.service) and systemd-boot's business.
+packets: doctor, a veth pair, XDP attached, AF_XDP bound, a compiled consumer that counts, and
+metrics that answer with that count. Owns the questions and the exit status (0 good, 1 not); what
+follows from it is systemd's (openclaw-health.service) and systemd-boot's business.
 
     python3 -m appliance.update.gate
 """

@@ -1,7 +1,7 @@
 """Tests inside the booted image. Collected only by images/vm-test, which says which image it is.
 
 Owns the guests: one is booted once and shared by the tests that change nothing; a test that cuts
-the power or boots again gets its own. Serial logs stay in build/vm when a test of their guest failed.
+the power or boots again gets its own. Serial logs stay in build/vm when a test failed.
 """
 
 from __future__ import annotations
