@@ -50,10 +50,10 @@ def entry(name: str) -> Entry | None:
     return Entry(match["version"], None if left is None else int(left), int(match["done"] or 0))
 
 
-def image_version(os_release: Path = OS_RELEASE) -> str | None:
+def image_version(os_release: Path | None = None) -> str | None:
     """The version of the image that runs; None on any other host."""
     try:
-        text = os_release.read_text()
+        text = (os_release or OS_RELEASE).read_text()
     except OSError:
         return None
     values = dict(re.findall(r'^([A-Z_]+)="?([^"\n]*)"?$', text, re.M))
@@ -81,17 +81,18 @@ def running() -> Entry:
     return Entry(version)
 
 
-def read_state(path: Path = STATE) -> dict[str, Any]:
+def read_state(path: Path | None = None) -> dict[str, Any]:
     """What is known of the last update; empty before the first."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads((path or STATE).read_text())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def write_state(state: dict[str, Any], path: Path = STATE) -> None:
+def write_state(state: dict[str, Any], path: Path | None = None) -> None:
     """Whole or not at all: the power may go at any moment, here more than elsewhere."""
+    path = path or STATE
     new = path.with_suffix(".new")
     with new.open("w") as file:
         json.dump(state, file)
