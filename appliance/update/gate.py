@@ -22,7 +22,7 @@ from appliance.engine.accounts import problems
 from appliance.engine.engine import Engine
 from appliance.engine.metrics import Metrics
 from appliance.errors import OpenClawError
-from appliance.net import Lab, inside
+from appliance.net import Lab, in_netns
 from appliance.update import slots
 
 PACKETS = 256  # veth's ring holds as many
@@ -63,7 +63,7 @@ def _data_path() -> Iterator[str]:
             engine.start()
             try:
                 metrics.serve(engine.statistics, engine.rules)
-                inside(lab.a.netns, _send, lab.a.interface)
+                in_netns(lab.a.netns, _send, lab.a.interface)
                 yield from _arrived(metrics.port)
             finally:
                 metrics.close()

@@ -1,4 +1,4 @@
-"""Versions, tries and the refusals of `openclaw update`, on directories that look like a machine."""
+"""Versions, tries and refusals of `openclaw update`, on directories that look like a machine."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_the_state_file_is_whole_or_not_there(tmp_path):
 
 
 def test_a_rollback_is_told_at_the_next_login(tmp_path, monkeypatch):
-    release, state, motd = tmp_path / "os-release", tmp_path / "update.json", tmp_path / "m/openclaw"
+    release, state, motd = (tmp_path / name for name in ("os-release", "update.json", "m/motd"))
     release.write_text("IMAGE_ID=openclaw\nIMAGE_VERSION=0.1\n")
     esp = tmp_path / "esp"
     esp.mkdir()
