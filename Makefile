@@ -14,7 +14,9 @@ help:
 	@echo "make debug     build with ledger assertions and sanitizers, in build/debug"
 	@echo "make bench     the benchmarks, against the peers that are installed"
 	@echo "make lint      ruff, mypy, cython-lint, clang-format, shellcheck, ansible-lint"
+	@echo "make deb       the package, for SUITE=bookworm or trixie"
 	@echo "make image     the bootable image          make vm-test   boot it, test inside"
+	@echo "make boot      boot it, open a shell       make vagrant-host   prepare for vagrant up"
 
 build:
 	@tools/setup build
@@ -47,11 +49,13 @@ lint:
 
 deb:
 	@tools/setup image
-	@images/deb/build $(SUITE)
+	@$(sudo) images/deb/build $(SUITE)
 
-image vm-test:
-	@if [ -x images/$@ ]; then images/$@; else \
-	  echo "make $@: this checkout has no images/ yet; make demo and make test work without"; fi
+image vm-test boot:
+	@$(sudo) env FULL="$(FULL)" images/$@ $(ARGS)
+
+vagrant-host:
+	@$(sudo) images/vagrant-host
 
 clean:
 	rm -rf build .venv
