@@ -11,8 +11,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from devices import Nic, Node, Nvme
 from firmware import FirmwareMissing
-from machine import Machine, MachineError, Nic, Node, Nvme
+from machine import Machine, MachineError
 
 OUT = Path(__file__).resolve().parent.parent / "build/image/out"
 

@@ -24,7 +24,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import devices
 import firmware
+from devices import Nic, Node, Nvdimm, Nvme, Share
 
 # Emulated on two busy cores a boot took 55 s to 4 minutes; this is when something is wrong.
 BOOT_S = 900
@@ -39,39 +41,6 @@ class MachineError(Exception):
     """The guest did not do what was waited for; the message ends with the serial log's place."""
 
 
-@dataclass(frozen=True)
-class Nic:
-    """A virtio NIC for data. Those of one hub are joined back to back, without the host."""
-
-    hub: int
-    mac: str = ""
-    iommu: bool = True  # zero-copy AF_XDP on virtio-net needs it
-
-
-@dataclass(frozen=True)
-class Nvme:
-    """An emulated NVMe disk; its file lives as long as its owner wants."""
-
-    path: Path
-    serial: str
-
-
-@dataclass(frozen=True)
-class Nvdimm:
-    """Persistent memory; the file's size is the module's, with a label area inside."""
-
-    path: Path
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Node:
-    """A NUMA node: its cores and its memory."""
-
-    cpus: tuple[int, ...]
-    mib: int
-
-
 @dataclass
 class Machine:
     """One guest. `disk` is what it boots from (qcow2 or raw); what it writes goes into `work`."""
@@ -83,6 +52,7 @@ class Machine:
     nics: list[Nic] = field(default_factory=list)
     nvmes: list[Nvme] = field(default_factory=list)
     nvdimms: list[Nvdimm] = field(default_factory=list)
+    shares: list[Share] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
     credentials: dict[str, str] = field(default_factory=dict)
     accelerator: str = ""
@@ -141,14 +111,16 @@ class Machine:
             "qemu-system-x86_64", "-name", self.name, "-nodefaults", "-display", "none",
             *firmware.machine(self.accelerator, bool(self.nvdimms), self.secure_boot),
             *firmware.drives(self.work, self.name, self.secure_boot),
-            *self._memory(),
+            *devices.memory(self.mib, self.cpus, self.nodes, bool(self.nvdimms)),
             "-chardev", f"file,id=serial,path={self.serial},append=on",
             "-serial", "chardev:serial", "-device", "virtio-rng-pci",
             "-drive", f"if=none,id=root,file={overlay},format=qcow2,cache=unsafe,discard=unmap",
             "-device", "virtio-blk-pci,drive=root,bootindex=0",
             "-netdev", f"user,id=mgmt,restrict=on,hostfwd=tcp:127.0.0.1:{self.port}-:22",
             "-device", "virtio-net-pci,netdev=mgmt,romfile=,mac=52:54:00:6f:63:01",
-            *self._devices(), *self._credentials(),
+            *devices.nics(self.nics),
+            *devices.storage(self.nvmes, self.nvdimms, self.shares),
+            *self._credentials(),
         ]
 
     def stop(self, wait_s: float = 120) -> None:
@@ -246,38 +218,6 @@ class Machine:
                 return file.read().decode(errors="replace").replace("\r", "")
         except OSError:
             return ""
-
-    # ------------------------------------------------------------------ parts of the command line
-
-    def _memory(self) -> list[str]:
-        slots = ",slots=4,maxmem=12G" if self.nvdimms else ""
-        if not self.nodes:
-            return ["-m", f"{self.mib}M{slots}", "-smp", str(self.cpus)]
-        total = sum(node.mib for node in self.nodes)
-        cpus = sum(len(node.cpus) for node in self.nodes)
-        parts = ["-m", f"{total}M{slots}",
-                 "-smp", f"{cpus},sockets={len(self.nodes)},cores={cpus // len(self.nodes)}"]
-        for number, node in enumerate(self.nodes):
-            parts += ["-object", f"memory-backend-ram,id=node{number},size={node.mib}M",
-                      "-numa", f"node,nodeid={number},memdev=node{number}"
-                      + "".join(f",cpus={cpu}" for cpu in node.cpus)]
-        return parts
-
-    def _devices(self) -> list[str]:
-        parts: list[str] = []
-        for number, nic in enumerate(self.nics):
-            mac = nic.mac or f"52:54:00:6f:63:{16 + number:02x}"
-            iommu = ",iommu_platform=on,disable-legacy=on" if nic.iommu else ""
-            parts += ["-netdev", f"hubport,id=data{number},hubid={nic.hub}",
-                      "-device", f"virtio-net-pci,netdev=data{number},romfile=,mac={mac}{iommu}"]
-        for number, disk in enumerate(self.nvmes):
-            parts += ["-drive", f"if=none,id=nvme{number},file={disk.path},format=raw,cache=unsafe",
-                      "-device", f"nvme,drive=nvme{number},serial={disk.serial}"]
-        for number, module in enumerate(self.nvdimms):
-            parts += ["-object", f"memory-backend-file,id=pmem{number},share=on,"
-                      f"mem-path={module.path},size={module.bytes}",
-                      "-device", f"nvdimm,memdev=pmem{number},id=nv{number},label-size=16M"]
-        return parts
 
     def _credentials(self) -> list[str]:
         keys = {"ssh.authorized_keys.root": self.key.with_suffix(".pub").read_text()}

@@ -34,8 +34,8 @@ def parts(at: Path) -> tuple[str, dict[str, Path]]:
     """The version that the directory holds and its three files; ConfigError if it is no update."""
     patterns = {
         "efi": r"openclaw_(.+)\.efi",
-        "root": r"openclaw_(.+)\.root-x86-64\.[0-9a-f-]{36}\.raw",
-        "verity": r"openclaw_(.+)\.root-x86-64-verity\.[0-9a-f-]{36}\.raw",
+        "root": r"openclaw_(.+)\.root-x86-64\.[0-9a-f]{32}\.raw",
+        "verity": r"openclaw_(.+)\.root-x86-64-verity\.[0-9a-f]{32}\.raw",
     }
     if not at.is_dir():
         raise ConfigError(f"DIR: {at}: a directory with an update (images/image makes them)")

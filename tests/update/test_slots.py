@@ -11,7 +11,7 @@ from appliance.errors import ConfigError, HostError, OpenClawError
 from appliance.update import install, slots
 from appliance.update.install import newer, parts, refuse_unproven, refuse_without_room, verify
 
-UUID = "0123abcd-0123-0123-0123-0123456789ab"
+UUID = "0123abcd012301230123012345678901"
 
 
 def update(at, version="0.2", root=1000):

@@ -19,7 +19,8 @@ WORK = ROOT / "build/vm"
 if IMAGE is None:
     collect_ignore_glob = ["*"]  # hours of emulation are nothing for `make test`
 else:
-    from machine import Machine, Nic, Node
+    from devices import Nic, Node
+    from machine import Machine
 
 
 def pytest_configure(config):
