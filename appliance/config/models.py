@@ -44,6 +44,10 @@ def _absolute_path(path: str) -> str:
     return path
 
 
+def _report_path(path: str) -> str:
+    return path if path in ("", "auto") else _absolute_path(path)
+
+
 def _socket_path(path: str) -> str:
     if len(_absolute_path(path).encode()) > limits.SOCKET_PATH_MAX or path.endswith("/"):
         raise ValueError("too long for a socket")
@@ -63,6 +67,12 @@ def _queue_list(queues: list[int]) -> list[int]:
     if len(set(queues)) != len(queues) or not queues:
         raise ValueError("empty or doubled")
     return queues
+
+
+def _no_single_mib(cap: int) -> int:
+    if cap == 1:
+        raise ValueError("less than one arena")
+    return cap
 
 
 def _directories(value: str | list[str]) -> str | list[str]:
@@ -114,11 +124,19 @@ class MemoryConfig(_Model):
         Allowed(f"{limits.FRAMES_PER_QUEUE_MIN}..{limits.FRAMES_PER_QUEUE_MAX}"),
     ] = 8192
     mid_cap_mib: Annotated[
-        int, Field(ge=0, le=limits.MID_CAP_MIB_MAX), Allowed(f"0..{limits.MID_CAP_MIB_MAX}")
+        int,
+        Field(ge=0, le=limits.MID_CAP_MIB_MAX),
+        AfterValidator(_no_single_mib),
+        Allowed(f"0 (none) or 2..{limits.MID_CAP_MIB_MAX}"),
     ] = 256
     numa: Annotated[
         Literal["auto"] | Annotated[int, Field(ge=0, lt=limits.NUMA_NODES_MAX)],
         Allowed(f'"auto" or a node number 0..{limits.NUMA_NODES_MAX - 1}'),
+    ] = "auto"
+    report: Annotated[
+        str,
+        AfterValidator(_report_path),
+        Allowed('"auto" (beside the control socket), an absolute path, or "" for off'),
     ] = "auto"
 
 

@@ -84,7 +84,7 @@ class MidTier:
             raise ValueError(f"count: {count}: 0 to {self.cap_mib << 14}")
         made = slab_object.alloc_bulk(self.slabs, nbytes, count, self._asked)
         if made is None:
-            raise MemoryExhausted(explain.refusal(self, nbytes, count))
+            raise MemoryExhausted(*explain.refusal(self, nbytes, count))
         return made
 
     def release_bulk(self, slabs: Sequence[Slab]) -> None:
@@ -106,6 +106,24 @@ class MidTier:
     def explain(self) -> dict[str, Any]:
         """Who has what: see explain.page."""
         return explain.page(self)
+
+    def summary(self) -> dict[str, Any]:
+        """The tier in a few figures, for the statistics: see explain.summary."""
+        return explain.summary(self)
+
+    def pressure(self) -> tuple[int, int, str, tuple[str, ...]]:
+        """(bytes in use, bytes of the cap, state, reasons): what the governor looks at.
+
+        Arenas count whole, and empty ones not at all. Whether the pages are the ones that were
+        asked for is no pressure: that is in summary().
+        """
+        used, capacity = self.slabs.pressure()
+        return used, capacity, "ok", ()
+
+    @property
+    def refusals(self) -> int:
+        """How often a slab was asked for in vain, by C callers too."""
+        return int(self.slabs.refusals)
 
     @property
     def asked(self) -> list[int]:
