@@ -14,6 +14,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from appliance import image
 from appliance.errors import ConfigError, HostError, OpenClawError
 from appliance.update import slots
 
@@ -124,7 +125,7 @@ def _partition_bytes(root: Path, kind: str) -> int | None:
 def install(directory: str) -> dict[str, Any]:
     """Writes the version in the directory into the other slot; it runs from the next boot on."""
     at = Path(directory)
-    running = slots.image_version()
+    running = image.version()
     if running is None:
         raise HostError("this host is no OpenClaw image; its package is updated",
                         fix="apt-get install ./openclaw_*.deb")

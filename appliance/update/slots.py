@@ -1,8 +1,8 @@
 """What versions of the image are on this disk, which one runs, and what became of the last update.
 
-Owns the reading of os-release, of the boot loader's entries (their names carry the tries left:
-openclaw_1.2+1-1.efi has one left and one done), and one small file, /var/lib/openclaw/update.json,
-which is all that it writes. On a host that is no image every question has an answer that says so.
+Owns the reading of the boot loader's entries (their names carry the tries left:
+openclaw_1.2+1-1.efi has one left and one done) and the writing of image.STATE, which is all that
+it writes. On a host that is no image every question has an answer that says so.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-OS_RELEASE = Path("/etc/os-release")
-STATE = Path("/var/lib/openclaw/update.json")
+from appliance import image
+
 MOTD = Path("/run/motd.d/openclaw")
 ENTRIES = (Path("/efi/EFI/Linux"), Path("/boot/EFI/Linux"))
 SELECTED = Path(
@@ -50,16 +50,6 @@ def entry(name: str) -> Entry | None:
     return Entry(match["version"], None if left is None else int(left), int(match["done"] or 0))
 
 
-def image_version(os_release: Path | None = None) -> str | None:
-    """The version of the image that runs; None on any other host."""
-    try:
-        text = (os_release or OS_RELEASE).read_text()
-    except OSError:
-        return None
-    values = dict(re.findall(r'^([A-Z_]+)="?([^"\n]*)"?$', text, re.M))
-    return values.get("IMAGE_VERSION") if values.get("IMAGE_ID") == "openclaw" else None
-
-
 def directory() -> Path | None:
     """Where the boot loader's entries are; the automount answers when it is asked."""
     return next((at for at in ENTRIES if at.is_dir()), None)
@@ -74,25 +64,16 @@ def entries(at: Path | None = None) -> list[Entry]:
 
 def running() -> Entry:
     """The version that runs, with its tries as they are on the disk now."""
-    version = image_version() or ""
+    version = image.version() or ""
     for found in entries():
         if found.version == version:
             return found
     return Entry(version)
 
 
-def read_state(path: Path | None = None) -> dict[str, Any]:
-    """What is known of the last update; empty before the first."""
-    try:
-        found = json.loads((path or STATE).read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def write_state(state: dict[str, Any], path: Path | None = None) -> None:
+def write_state(state: dict[str, Any]) -> None:
     """Whole or not at all: the power may go at any moment, here more than elsewhere."""
-    path = path or STATE
+    path = image.STATE
     new = path.with_suffix(".new")
     with new.open("w") as file:
         json.dump(state, file)
@@ -103,7 +84,7 @@ def write_state(state: dict[str, Any], path: Path | None = None) -> None:
 
 def note_boot(good: bool) -> None:
     """What this boot says of the last update: kept, rolled back, or still on trial."""
-    version, state = image_version(), read_state()
+    version, state = image.version(), image.last_update()
     wanted = state.get("to")
     if version is None or wanted is None:
         return

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from appliance import image
 from appliance.errors import ConfigError, HostError, OpenClawError
 from appliance.update import install, slots
 from appliance.update.install import newer, parts, refuse_unproven, refuse_without_room, verify
@@ -46,13 +47,14 @@ def test_what_is_not_ours_is_no_entry(name):
     assert slots.entry(name) is None
 
 
-def test_only_our_image_has_a_version(tmp_path):
+def test_only_our_image_has_a_version(tmp_path, monkeypatch):
     file = tmp_path / "os-release"
+    monkeypatch.setattr(image, "OS_RELEASE", file)
+    assert image.version() is None and image.facts() == {}
     file.write_text('ID=debian\nIMAGE_ID="openclaw"\nIMAGE_VERSION="0.1.9"\n')
-    assert slots.image_version(file) == "0.1.9"
+    assert image.version() == "0.1.9"
     file.write_text("ID=debian\nIMAGE_ID=other\nIMAGE_VERSION=3\n")
-    assert slots.image_version(file) is None
-    assert slots.image_version(tmp_path / "none") is None
+    assert image.version() is None
 
 
 @pytest.mark.parametrize(("version", "than", "answer"), [
@@ -125,19 +127,20 @@ def test_a_root_larger_than_the_slot_is_refused(tmp_path, monkeypatch):
 
 
 def test_on_a_host_that_is_no_image_update_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(slots, "OS_RELEASE", tmp_path / "none")
+    monkeypatch.setattr(image, "OS_RELEASE", tmp_path / "none")
     with pytest.raises(HostError, match="no OpenClaw image"):
         install(str(tmp_path))
 
 
-def test_the_state_file_is_whole_or_not_there(tmp_path):
+def test_the_state_file_is_whole_or_not_there(tmp_path, monkeypatch):
     file = tmp_path / "update.json"
-    assert slots.read_state(file) == {}
-    slots.write_state({"from": "0.1", "to": "0.2"}, file)
-    assert slots.read_state(file) == {"from": "0.1", "to": "0.2"}
+    monkeypatch.setattr(image, "STATE", file)
+    assert image.last_update() == {}
+    slots.write_state({"from": "0.1", "to": "0.2"})
+    assert image.last_update() == {"from": "0.1", "to": "0.2"}
     assert json.loads(file.read_text()) and not file.with_suffix(".new").exists()
     file.write_text('{"from": ')
-    assert slots.read_state(file) == {}
+    assert image.last_update() == {}
 
 
 def test_a_rollback_is_told_at_the_next_login(tmp_path, monkeypatch):
@@ -147,23 +150,24 @@ def test_a_rollback_is_told_at_the_next_login(tmp_path, monkeypatch):
     esp.mkdir()
     (esp / "openclaw_0.1.efi").touch()
     (esp / "openclaw_0.2+0-2.efi").touch()
-    monkeypatch.setattr(slots, "OS_RELEASE", release)
-    monkeypatch.setattr(slots, "STATE", state)
+    monkeypatch.setattr(image, "OS_RELEASE", release)
+    monkeypatch.setattr(image, "STATE", state)
     monkeypatch.setattr(slots, "MOTD", motd)
     monkeypatch.setattr(slots, "ENTRIES", (esp,))
     slots.write_state({"from": "0.1", "to": "0.2", "result": "written"})
     slots.note_boot(good=True)
-    assert slots.read_state()["result"] == "rolled back"
+    assert image.last_update()["result"] == "rolled back"
+    assert image.facts()["image"]["update"]["result"] == "rolled back"
     assert "0.2 failed its health gate and was rolled back; 0.1 runs" in motd.read_text()
 
 
 def test_a_good_first_boot_of_the_new_version_is_kept(tmp_path, monkeypatch):
     release, state = tmp_path / "os-release", tmp_path / "update.json"
     release.write_text("IMAGE_ID=openclaw\nIMAGE_VERSION=0.2\n")
-    monkeypatch.setattr(slots, "OS_RELEASE", release)
-    monkeypatch.setattr(slots, "STATE", state)
+    monkeypatch.setattr(image, "OS_RELEASE", release)
+    monkeypatch.setattr(image, "STATE", state)
     slots.write_state({"from": "0.1", "to": "0.2", "result": "written"})
     slots.note_boot(good=False)
-    assert slots.read_state()["result"] == "on trial"
+    assert image.last_update()["result"] == "on trial"
     slots.note_boot(good=True)
-    assert slots.read_state()["result"] == "kept"
+    assert image.last_update()["result"] == "kept"

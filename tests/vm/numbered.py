@@ -1,10 +1,10 @@
-"""Runs inside the guest: numbered frames out of one NIC, and the same frames into AF_XDP at the other.
+"""Runs inside the guest: numbered frames out of one NIC, and into AF_XDP at the other.
 
     numbered.py send INTERFACE RECEIVER COUNT      by a packet socket; at most 128 are under way
     numbered.py receive INTERFACE COUNT            zero-copy; every byte of every frame is compared
 
-QEMU's hub keeps ten thousand packets for a receiver that is behind and then drops, and the link
-between two NICs of one guest has no other flow control, hence the window over the receiver's counter.
+QEMU's hub keeps ten thousand packets for a receiver that is behind and then drops, and two NICs of
+one guest have no other flow control, hence the window over the receiver's counter.
 """
 
 from __future__ import annotations

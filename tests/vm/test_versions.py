@@ -119,7 +119,7 @@ def test_a_good_update_is_kept_and_a_broken_one_goes_back(new_machine, updates):
     for cycle in range(CYCLES):
         wrong = install(machine, broken, "broken")
         machine.run("systemctl --no-block reboot", check=False)
-        # Twice the broken version, then the kept one: its prompt comes after its own kernel's words.
+        # Twice the broken version, then the kept one, whose gate is content.
         machine.wait_for(re.compile(r"going back|openclaw health: ok"), 2700)
         machine.wait_for_ssh()
         assert version(machine) == kept, cycle
