@@ -20,7 +20,7 @@ from appliance.attachment import Attachment, PortSpec
 from appliance.dataplane import Batch, Endpoint, Frame
 from appliance.errors import ConfigError, PortError
 from appliance.holding import CULPRIT, Holding
-from appliance.memory import report
+from appliance.memory import history, report
 from appliance.steering import Rule
 
 
@@ -205,6 +205,24 @@ class Port:
             self._holding.tier,
             self._holding.events.listed(),
         )
+
+    def keep_history(self, on: bool) -> None:
+        """Notes the last 16 operations of each frame from now on: who, when, which. Or no more.
+
+        It is for finding who lost a frame: while it is on, each operation takes a lock.
+        """
+        for queue in self._attachment.queues:
+            queue.frames.keep_history(on)
+        if self._holding.tier is not None:
+            self._holding.tier.keep_history(on)
+
+    def history(self, frame: Frame | int, queue: int = 0) -> dict[str, Any]:
+        """What was done with a frame, or with the frame of that number (of the n-th queue)."""
+        number = frame if isinstance(frame, int) else frame.number
+        queues = self._attachment.queues
+        if not 0 <= queue < len(queues):
+            raise ConfigError(f"queue: {queue}: 0 to {len(queues) - 1}")
+        return history.of_frame(queues[queue].frames, number)
 
     # ---------------------------------------------------------------------------------- rules
 

@@ -9,7 +9,9 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from cython_ext.atomics cimport (OC_LEDGER_ON, count_u64, likely, prefetch, store_relaxed_u64,
                                  unlikely)
 from cython_ext.frames cimport (FILL, GENERATION_MASK, LEASED, RX, TX, frame_free, frame_mark,
-                                oc_entry, oc_umem, word_generation, word_of, word_state)
+                                frames_note, oc_entry, oc_umem, word_generation, word_of,
+                                word_state)
+from cython_ext.history cimport COMPLETED, POSTED, QUEUED, RECEIVED
 from cython_ext.queue cimport (FRAGS_MAX, OC_META_FRAGS, OC_META_MAGIC, OC_META_VERSION, oc_burst,
                                oc_meta, oc_queue)
 from cython_ext.rings cimport (oc_desc, oc_ring, ring_addr, ring_desc, ring_free, ring_publish,
@@ -48,6 +50,10 @@ cdef uint32_t fill_up(oc_queue* q, uint32_t more) noexcept nogil:
             store_relaxed_u64(&ledger[frame].word, (ledger[frame].word & GENERATION_MASK) | FILL)
         entries[(at + i) & mask] = <uint64_t>frame << shift
     um.rx_free_n -= n
+    if unlikely(um.history != NULL):
+        for i in range(n):
+            frame = stack[-<int64_t>i - 1]
+            frames_note(um, &frame, 1, POSTED, q.queue_id)
     r.mine += n
     q.filled += n
     if n:
@@ -205,6 +211,8 @@ cdef uint32_t single_rx_burst(oc_queue* q, oc_burst* b, uint32_t n, uint32_t own
         firsts[k] = k
         total += length
         k += 1
+    if unlikely(um.history != NULL):
+        frames_note(um, frames, k, RECEIVED, q.queue_id)
     q.rx.mine += n
     ring_release(&q.rx)
     q.filled -= k
@@ -262,6 +270,8 @@ cdef uint32_t multi_rx_burst(oc_queue* q, oc_burst* b, uint32_t n, uint32_t pack
         start = k
         length = 0
         broken = False
+    if unlikely(q.um.history != NULL):
+        frames_note(q.um, b.frame, k, RECEIVED, q.queue_id)
     q.rx.mine += n
     ring_release(&q.rx)
     q.filled -= given
@@ -307,6 +317,8 @@ cdef uint32_t rings_tx_burst(oc_queue* q, const uint32_t* frame, const uint64_t*
         packets += not d.options & XDP_PKT_CONTD
         total += length[i]
         frame_mark(um, frame[i], 0, 0, TX)
+    if unlikely(um.history != NULL):
+        frames_note(um, frame, n, QUEUED, q.queue_id)
     r.mine += n
     if n:
         ring_publish(r)
@@ -321,6 +333,7 @@ cdef uint32_t reap(oc_queue* q) noexcept nogil:
     cdef oc_umem* um = q.um
     cdef oc_ring* r = &q.completion
     cdef uint32_t i, frame, home = 0, n = ring_ready(r, r.size)
+    cdef bint history = um.history != NULL
     cdef uint64_t addr
     for i in range(n):
         addr = ring_addr(r, r.mine + i)[0]
@@ -329,6 +342,8 @@ cdef uint32_t reap(oc_queue* q) noexcept nogil:
                     or (OC_LEDGER_ON and word_state(um.ledger[frame].word) != TX)):
             q.bad_descriptors += 1
             continue
+        if unlikely(history):
+            frames_note(um, &frame, 1, COMPLETED, q.queue_id)
         frame_free(um, frame)
         home += 1
     r.mine += n

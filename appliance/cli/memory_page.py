@@ -39,6 +39,19 @@ def events(listed: list[dict[str, Any]]) -> Any:
     return output.table("events", ["time", "culprit", "action", "amount", "age ms", "why"], rows)
 
 
+def history(found: dict[str, Any]) -> Any:
+    """What was done with one object, the last last; or whether it is noted at all."""
+    if "operations" not in found:
+        return f"history is {'on' if found['on'] else 'off'}"
+    rows = [
+        [datetime.datetime.fromtimestamp(one["time"]).strftime("%H:%M:%S.%f"), one["what"],
+         one["who"], one["generation"]]
+        for one in found["operations"]
+    ]
+    title = f"{found['object']} ({found['earlier']} operations before these)"
+    return output.table(title, ["time", "operation", "who", "generation"], rows)
+
+
 def _arenas(page: dict[str, Any]) -> Any:
     rows = [
         [", ".join(arena["queues"]), arena["bytes"] >> 20, arena["backing"],
