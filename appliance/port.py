@@ -37,6 +37,7 @@ def open_port(
     attach: str = "auto",
     poll: str = "irq",
     jumbo: bool = False,
+    pause: str = "",
     quota_frames: int = 1024,
     policy: str = "reliable",
     max_hold_ms: int | None = None,
@@ -58,6 +59,7 @@ def open_port(
     attach        "auto" (native, else generic), "native", "generic".
     poll          "irq", "defer" (interrupts deferred while we look) or "busy" (never sleeps).
     jumbo         packets that span several frames, up to 64 KiB (Linux 6.6 or later).
+    pause         "on" or "off": Ethernet pause, set while the port is open; "" leaves it as it is.
     quota_frames  how many frames the program may hold or view past their batch.
     policy        what happens to a hold beyond the quota: "reliable" copies the packet to the mid
                   tier (at most mid_cap_mib, taken when it is first needed), "lossy" ends the oldest
@@ -79,6 +81,7 @@ def open_port(
         attach=attach,
         poll=poll,
         jumbo=jumbo,
+        pause=pause,
         frames=frames,
         frame_bytes=frame_bytes,
         hugepages=hugepages,

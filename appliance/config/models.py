@@ -167,6 +167,9 @@ class PortConfig(_Model):
     ] = "auto"
     poll: Annotated[Literal["irq", "defer", "busy"], _one_of("irq", "defer", "busy")] = "irq"
     jumbo: Annotated[bool, Allowed("true or false")] = False
+    pause: Annotated[
+        Literal["", "on", "off"], Allowed('"on", "off", or "" to leave it as it is')
+    ] = ""
     no_socket: Annotated[Literal["pass", "drop"], _one_of("pass", "drop")] = "pass"
 
 

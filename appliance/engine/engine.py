@@ -131,6 +131,7 @@ class Engine:
             attach=port.attach,
             poll=port.poll,
             jumbo=port.jumbo,
+            pause=port.pause,
             frames=memory.frames_per_queue,
             frame_bytes=memory.frame_bytes,
             hugepages=memory.hugepages,

@@ -1,4 +1,4 @@
-"""Ethernet pause: are pause frames sent when an interface is full, and heeded when they arrive?
+"""Ethernet pause: does a full interface send pause frames, and heed those that arrive?
 
 Owns the ethtool netlink messages PAUSE_GET and PAUSE_SET (pyroute2 has none for them), one question
 at a time. Drivers without pause (veth and everything virtual) answer None. What was changed is
@@ -11,7 +11,7 @@ import errno
 from dataclasses import dataclass
 from typing import Any
 
-from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, genlmsg, nla
+from pyroute2.netlink import NLA_F_NESTED, NLM_F_ACK, NLM_F_REQUEST, genlmsg, nla
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.generic import GenericNetlinkSocket
 
@@ -25,6 +25,7 @@ _NOT_THERE = (errno.EOPNOTSUPP, errno.ENODEV, errno.ENOENT)
 
 
 class _Header(nla):
+    nla_flags = NLA_F_NESTED  # without it the kernel refuses the message
     nla_map = (
         ("ETHTOOL_A_HEADER_UNSPEC", "none"),
         ("ETHTOOL_A_HEADER_DEV_INDEX", "uint32"),
@@ -38,15 +39,15 @@ class PauseMessage(genlmsg):
 
     nla_map = (
         ("ETHTOOL_A_PAUSE_UNSPEC", "none"),
-        ("ETHTOOL_A_PAUSE_HEADER", "header"),
+        ("ETHTOOL_A_PAUSE_HEADER", "pauseheader"),
         ("ETHTOOL_A_PAUSE_AUTONEG", "uint8"),
         ("ETHTOOL_A_PAUSE_RX", "uint8"),
         ("ETHTOOL_A_PAUSE_TX", "uint8"),
-        ("ETHTOOL_A_PAUSE_STATS", "stats"),
+        ("ETHTOOL_A_PAUSE_STATS", "pausestats"),
     )
-    header = _Header
+    pauseheader = _Header  # `header` and `stats` are words of pyroute2 itself
 
-    class stats(nla):
+    class pausestats(nla):
         nla_map = (
             ("ETHTOOL_A_PAUSE_STAT_UNSPEC", "none"),
             ("ETHTOOL_A_PAUSE_STAT_PAD", "none"),
@@ -79,7 +80,7 @@ class Pause:
                 f"{'on' if self.autoneg else 'off'}{counted}")
 
 
-def pause(interface: str, netns: str | None = None) -> Pause | None:
+def pause_of(interface: str, netns: str | None = None) -> Pause | None:
     """The pause settings of an interface; None where the driver has none."""
     return in_netns(netns, read, interface)
 
