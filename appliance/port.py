@@ -73,18 +73,9 @@ def open_port(
     Raises ConfigError (bad argument), HostError (the host lacks something), PortError (refused).
     """
     spec = PortSpec(
-        interface=interface,
-        netns=netns,
-        backend=backend,
-        queues=queues,
-        mode=mode,
-        attach=attach,
-        poll=poll,
-        jumbo=jumbo,
-        pause=pause,
-        frames=frames,
-        frame_bytes=frame_bytes,
-        hugepages=hugepages,
+        interface=interface, netns=netns, backend=backend, queues=queues, mode=mode,
+        attach=attach, poll=poll, jumbo=jumbo, pause=pause, frames=frames,
+        frame_bytes=frame_bytes, hugepages=hugepages,
     )
     if rules is None and match is not None:
         rules = [Rule(match=match, action="consume")]
