@@ -41,7 +41,7 @@ class PortSpec:
             ("attach", self.attach, ("auto", "native", "generic")),
             ("poll", self.poll, ("irq", "defer", "busy")),
             ("pause", self.pause, ("", "on", "off")),
-            ("hugepages", self.hugepages, ("auto", "require", "off")),
+            ("hugepages", self.hugepages, ("auto", "require", "off", "1G")),
             ("frame_bytes", self.frame_bytes, limits.FRAME_BYTES),
         ):
             if value not in allowed:

@@ -13,6 +13,7 @@ from appliance.config import parse
 from appliance.dataplane import Frames
 from appliance.engine.engine import Engine
 from appliance.engine.metrics import Collector
+from appliance.errors import ConfigError
 from appliance.memory import MidTier
 from tests.engine.test_tiers import ONE
 from tests.probes import hugepages_free
@@ -84,3 +85,25 @@ def test_without_free_hugepages_it_runs_on_small_pages_and_says_so_everywhere():
     given = {sample.labels["tier"]: sample.labels["pages"]
              for sample in metrics["openclaw_memory_backing"].samples if sample.value}
     assert given == {"fast": stats["memory"]["backing"], "mid": stats["memory"]["mid"]["backing"]}
+
+
+def test_a_page_of_one_gib_that_is_not_free_is_a_reason_and_the_next_rung_is_taken():
+    text = ONE.format(cap=4).replace("[memory]", '[memory]\nhugepages = "1G"')
+    with Engine(parse(text)) as engine:
+        memory = engine.statistics()["memory"]
+    if memory["backing"] == "1G":
+        assert not any("1 GiB" in reason for reason in memory["reasons"])
+    else:
+        assert any("hugepages of 1 GiB are not free" in why for why in memory["reasons"])
+        assert memory["state"] == "degraded"
+
+
+def test_the_mid_tier_can_be_on_nodes_of_its_own():
+    node = NODES[0] if NODES else 0
+    for mid in (str(node), f"[{node}]"):
+        text = ONE.format(cap=4).replace("[memory]", f"[memory]\nmid_numa = {mid}")
+        with Engine(parse(text)) as engine, engine.mid.alloc(64):
+            assert {one["node"] for one in engine.explain()["mid"]["arenas"]} == {node}
+    for wrong in ("[]", "[0, 0]", '"here"', "-1"):
+        with pytest.raises(ConfigError, match=r"memory\.mid_numa"):
+            parse(ONE.format(cap=4).replace("[memory]", f"[memory]\nmid_numa = {wrong}"))
