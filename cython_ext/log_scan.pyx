@@ -141,6 +141,7 @@ cdef class SegmentMap:
         cdef oc_log_trailer last
         cdef oc_log_record r
         cdef oc_log_seal sums
+        cdef uint64_t start
         if not self.valid or length < 2 * OC_LOG_PAGE or length > self.size:
             return None
         self.touch(length)

@@ -70,11 +70,10 @@ static inline int oc_log_see(struct oc_log_walk *w, uint64_t end)
 
 static inline int oc_log_zeros(const uint8_t *from, const uint8_t *to)
 {
-	while (from < to && !*from)
-		from++;
+	for (; from < to && !*from; from++) {
+	}
 	return from >= to;
 }
-
 /* What a record of `kind` may have as payload. */
 static inline int oc_log_fits_kind(const struct oc_log_record *r, const uint8_t *payload)
 {
