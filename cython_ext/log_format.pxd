@@ -96,6 +96,7 @@ cdef extern from "oc_log_write.h" nogil:
                                             uint16_t kind) noexcept
     void log_append "oc_log_append"(oc_log_record *r, const void *data, uint32_t count) noexcept
     uint64_t log_finish "oc_log_finish"(void *block, const oc_log_record *r) noexcept
+    void log_tally_begin "oc_log_tally_begin"(oc_log_tally *t, uint64_t segment_bytes) noexcept
     void log_begin_segment "oc_log_begin_segment"(oc_log_chain *c, oc_log_tally *t,
                                                   oc_log_segment *header) noexcept
     uint64_t log_close_write "oc_log_close_write"(

@@ -78,6 +78,14 @@ cdef class LogBatch:
     cdef readonly object flags, gaps
     cdef readonly uint64_t next_seq      # of the first record behind this batch
 
+    @staticmethod
+    def empty():
+        """A batch of nothing."""
+        cdef LogBatch batch = LogBatch.__new__(LogBatch)
+        fill(batch, {name: np.empty(0, dtype) for name, dtype in COLUMNS.items()}, 0)
+        batch.gaps = []
+        return batch
+
     def __len__(self):
         return len(self.seqs)
 
@@ -113,6 +121,15 @@ cdef class LogBatch:
         return f"<LogBatch: {len(self)} packets of {self.segment.name}>"
 
 
+cdef fill(LogBatch batch, table, Py_ssize_t count):
+    """The columns of a batch: the first `count` rows of each."""
+    batch.seqs, batch.timestamps_ns = table["seqs"][:count], table["timestamps_ns"][:count]
+    batch.offsets, batch.lengths = table["offsets"][:count], table["lengths"][:count]
+    batch.originals, batch.rule_ids = table["originals"][:count], table["rule_ids"][:count]
+    batch.ports, batch.queues = table["ports"][:count], table["queues"][:count]
+    batch.flags = table["flags"][:count]
+
+
 def read_batch(Walk walk not None, Py_ssize_t records, uint64_t bytes_max):
     """The next packets of the walk as a LogBatch; an empty one: the walk has stopped."""
     cdef LogBatch batch = LogBatch.__new__(LogBatch)
@@ -143,11 +160,7 @@ def read_batch(Walk walk not None, Py_ssize_t records, uint64_t bytes_max):
         elif r.kind != OC_LOG_PACKET:
             gaps.append(gap_of(walk.walk.base + at, &r))
     batch.segment, batch.gaps, batch.next_seq = walk.segment, gaps, walk.walk.seq
-    batch.seqs, batch.timestamps_ns = table["seqs"][:count], table["timestamps_ns"][:count]
-    batch.offsets, batch.lengths = table["offsets"][:count], table["lengths"][:count]
-    batch.originals, batch.rule_ids = table["originals"][:count], table["rule_ids"][:count]
-    batch.ports, batch.queues = table["ports"][:count], table["queues"][:count]
-    batch.flags = table["flags"][:count]
+    fill(batch, table, count)
     return batch
 
 

@@ -214,7 +214,7 @@ cdef class Walk:
     def run(self, uint64_t records=0xffffffffffffffff):
         """Walks up to `records` more; returns the gaps among them. The GIL is released."""
         cdef oc_log_record r
-        cdef uint64_t at, count = 0
+        cdef uint64_t at = 0, count = 0
         cdef bint more = True
         gaps = []
         while more and count < records:
@@ -272,6 +272,17 @@ def read_state(buffer):
             "published": s.published, "last_seq": s.last_seq, "durable_seq": s.durable_seq,
             "writer_pid": s.writer_pid, "writer_start": s.writer_start,
             "slot_bytes": s.slot_bytes, "slots": s.slots, "updated_ns": s.updated_ns}
+
+
+def last_byte(data, uint64_t start, uint64_t end):
+    """Where the bytes of `data` from start to end that are not zero end; start: all are zero."""
+    cdef const uint8_t[::1] view = data
+    if end > <uint64_t>view.shape[0] or start > end:
+        raise ValueError(f"{start} to {end} of {view.shape[0]} bytes")
+    with nogil:
+        while end > start and view[end - 1] == 0:
+            end -= 1
+    return end
 
 
 def checksum(data, uint32_t value=0, *, how=None):

@@ -19,10 +19,11 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from cython_ext.log_format cimport (
-    OC_LOG_CAPTURED_MAX, OC_LOG_FRESH, OC_LOG_GAP, OC_LOG_HEAD_BYTES, OC_LOG_NO_PORT, OC_LOG_PACKET,
-    OC_LOG_PAGE, OC_LOG_PORTS_MAX, OC_LOG_REASONS_MAX, log_append, log_begin, log_begin_segment,
-    log_close_segment, log_close_write, log_finish, log_fit, log_state_put, oc_log_chain, oc_log_gap,
-    oc_log_record, oc_log_segment, oc_log_state, oc_log_tally)
+    OC_LOG_CAPTURED_MAX, OC_LOG_CUT, OC_LOG_FRESH, OC_LOG_GAP, OC_LOG_HEAD_BYTES, OC_LOG_NO_PORT,
+    OC_LOG_PACKET, OC_LOG_PAGE, OC_LOG_PORTS_MAX, OC_LOG_REASONS_MAX, log_append, log_begin,
+    log_begin_segment, log_close_segment, log_close_write, log_finish, log_fit, log_put_seal,
+    log_state_get, log_state_put, log_tally_begin, oc_log_chain, oc_log_gap, oc_log_record,
+    oc_log_segment, oc_log_state, oc_log_tally)
 
 cdef enum:
     SEAL_ROOM = 45056           # 44 KiB: OC_LOG_INDEX_MAX entries, HEAD, sums, trailer
@@ -42,6 +43,56 @@ def process_start(pid):
             return int(file.read().rpartition(b")")[2].split()[19])
     except (OSError, IndexError, ValueError):
         return 0
+
+
+def cut_seal(bytes before, uint64_t at, *, epoch, first_seq, seq, chain, records, bytes, lost):
+    """The page or two in which a segment ends at `at`, with recovery's seal behind it.
+
+    `before` is what the page holds up to there; the rest says where the records stand.
+    """
+    cdef oc_log_chain c
+    cdef oc_log_tally *t
+    cdef uint8_t[::1] block
+    cdef uint64_t size
+    if len(before) != at % OC_LOG_PAGE:
+        raise ValueError(f"{len(before)} bytes before {at}")
+    memory = bytearray(3 * OC_LOG_PAGE)     # a seal without an index takes a part of a page
+    memory[:len(before)] = before
+    block = memory
+    memset(&c, 0, sizeof(c))
+    c.epoch, c.seq, c.crc = epoch, seq, chain
+    t = <oc_log_tally *>calloc(1, sizeof(oc_log_tally))
+    if t is NULL:
+        raise MemoryError()
+    log_tally_begin(t, 0)
+    t.sum.records, t.sum.bytes, t.sum.lost = records, bytes, lost
+    if records:
+        t.sum.first_seq, t.sum.last_seq = first_seq, seq - 1
+    size = log_put_seal(&c, t, &block[0], len(before), at - len(before), OC_LOG_CUT,
+                        time.time_ns())
+    free(t)
+    return memory[:size]
+
+
+def lower_state(path, uint64_t durable_seq):
+    """Makes a state page promise no more than durable_seq, and says that nobody records."""
+    cdef oc_log_state s
+    cdef uint8_t[::1] page
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        if os.fstat(fd).st_size < OC_LOG_PAGE and not os.lseek(fd, 0, os.SEEK_END):
+            return
+        with mmap.mmap(fd, OC_LOG_PAGE) as shared:
+            page = shared
+            if log_state_get(&page[0], &s):
+                s.durable_seq = min(s.durable_seq, durable_seq)
+                s.last_seq = min(s.last_seq, durable_seq)
+                s.writer_pid = s.writer_start = 0
+                log_state_put(&page[0], &s)
+            page = None
+            shared.flush()
+    finally:
+        os.close(fd)
 
 
 cdef bint put_name(char *place, size_t room, text):
