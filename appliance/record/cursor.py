@@ -41,7 +41,7 @@ class Cursor:
         for place in places:
             header, seal = self._peek(place)
             if header is None:
-                if best is None:
+                if best is None and self.place is None:
                     self.place = place  # for the verdict
                 continue
             if next_seq and header["first_seq"] > next_seq and best is not None:

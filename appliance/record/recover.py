@@ -19,7 +19,7 @@ from appliance.errors import LogDamaged, PortError
 from appliance.record.store import PAGE, Place, Store
 from appliance.record.verify import Examined, Progress, examine, report
 
-__all__ = ["Cut", "act", "plan", "recover"]
+__all__ = ["Continuation", "Cut", "act", "plan", "recover", "recover_to_record"]
 
 
 @dataclass(frozen=True)
@@ -71,21 +71,53 @@ def act(cut: Cut, store: Store) -> int:
     return gone
 
 
+@dataclass(frozen=True)
+class Continuation:
+    """How a recorder goes on: the next segment's index, first number, chain, and log."""
+
+    uuid: str | None  # None: there is no log yet
+    index: int
+    seq: int
+    chain: int
+    fresh: bool  # the chain begins anew
+
+
 def recover(store: Store, progress: Progress | None = None) -> dict[str, Any]:
     """Verifies, cuts what may be cut, and reports: verify's report with `cut_bytes`.
 
     `state` and `cause` say what was found; after a cut the log is clean.
     """
+    return _recover(store, progress)[0]
+
+
+def recover_to_record(store: Store) -> tuple[dict[str, Any], Continuation]:
+    """The same at the start of a recorder, and where it goes on. A damaged log is left as it is;
+    the recorder goes on behind it, and it stays damaged."""
+    told, examined = _recover(store, None)
+    verdict = examined.verdict
+    uuid = next((facts.header["uuid"] for facts in examined.facts if facts.header), None)
+    if verdict.state == "damaged":
+        ends = [(facts.seq, facts.evidence.get("end_seq", 0))
+                for facts in examined.facts if facts.header]
+        index = 1 + max(facts.index for facts in examined.facts)
+        return told, Continuation(uuid, index, max(verdict.durable_seq + 1, *map(max, ends), 1), 0,
+                                  True)
+    fresh = verdict.state == "torn"
+    return told, Continuation(uuid, verdict.next_index, verdict.next_seq,
+                              0 if fresh else verdict.chain, fresh)
+
+
+def _recover(store: Store, progress: Progress | None) -> tuple[dict[str, Any], Examined]:
     examined = examine(store, progress)
     if examined.live:
         raise PortError(f"{store.name}: a recorder is at work on it "
                         f"(process {(examined.state or {}).get('writer_pid')})")
-    told = report(examined)
-    if examined.verdict.state == "damaged":
-        return {**told, "cut_bytes": 0}
-    for place in examined.places[-2:]:
-        _flush(place)  # a killed recorder's pages: what goes on from here relies on them
-    return {**told, "cut_bytes": act(plan(examined), store)}
+    cut_bytes = 0
+    if examined.verdict.state != "damaged":
+        for place in examined.places[-2:]:
+            _flush(place)  # a killed recorder's pages: what goes on from here relies on them
+        cut_bytes = act(plan(examined), store)
+    return {**report(examined), "cut_bytes": cut_bytes}, examined
 
 
 def _flush(place: Place) -> None:

@@ -88,10 +88,10 @@ def decide(segments: Sequence[Facts], state: dict[str, Any] | None) -> Verdict:
     missing = max(0, durable - seq + 1)
     line = f"segment {broken.index}: {problem}"
     if problem in _NEVER_TORN:
-        return Verdict("damaged", line, missing=missing, **place)
+        return Verdict("damaged", line, **place)
     if _followed(segments, position):
         if missing or broken.header is None:
-            return Verdict("damaged", f"{line}; later records follow it", missing=missing, **place)
+            return Verdict("damaged", f"{line}; later records follow it", **place)
         return Verdict("torn", f"{line}; what follows was never flushed", **place)
     return Verdict("torn", line + _lost(missing), missing=missing, **place)
 
