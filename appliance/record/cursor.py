@@ -39,7 +39,10 @@ class Cursor:
         places = self.store.segments()
         best = None
         for place in places:
-            header, seal = self._peek(place)
+            try:
+                header, seal = self._peek(place)
+            except GONE:
+                continue
             if header is None:
                 if best is None and self.place is None:
                     self.place = place  # for the verdict
@@ -94,14 +97,14 @@ class Cursor:
 
     # ------------------------------------------------------------------ segments
     def _peek(self, place: Place) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-        """Header and seal of a segment, if they hold."""
+        """Header and seal of a segment, if they hold. GONE: it is being recycled."""
         if place.size < PAGE:
             return None, None
         try:
             mapped = place.open()
             return mapped.header, mapped.seal(place.size)
         except GONE:
-            return None, None
+            raise
         except OSError as error:
             raise LogDamaged(f"{place.name}: {error.strerror or error}") from error
 
@@ -161,8 +164,11 @@ class Cursor:
             later = [p for p in places if p.index > here and (newest is None or p.index <= newest)]
             if not later:
                 return False
-            header, seal = self._peek(later[0])
-            if header is None or not self._continues(header, later[0], places, newest):
+            try:
+                header, seal = self._peek(later[0])
+            except GONE:
+                return False  # a later one will do, when it is listed again
+            if header is None or not self._continues(header, later[0], places):
                 return False
             if self.selection.may_hold(seal) or seal is None:
                 return self._open(later[0])
@@ -170,14 +176,13 @@ class Cursor:
             self._seq, self._chain = seal["last_seq"] + 1, -1
         return False
 
-    def _continues(self, header: dict[str, Any], after: Place, places: list[Place],
-                   newest: int | None) -> bool:
+    def _continues(self, header: dict[str, Any], after: Place, places: list[Place]) -> bool:
         assert self.place is not None
         if header["fresh"] and header["first_seq"] <= self._seq:
             return True
-        if newest is not None and all(place.index > self.place.index for place in places):
+        if all(place.index > self.place.index for place in places):
             self.overrun += max(0, header["first_seq"] - self._seq)
-            return True  # recycled while this was read
+            return True  # this one was there when it was opened: recycled since
         whole = self._walk is None or self._walk.stop in (
             log_scan.SEALED, log_scan.AT_LIMIT, log_scan.NO_WRITE)
         return (whole and after.index == self.place.index + 1

@@ -29,6 +29,7 @@ class Cut:
     remove: tuple[Place, ...] = ()  # whole segments, in this order
     seal: Place | None = None  # the segment that gets a seal ...
     at: int = 0  # ... where its records end
+    end: int = 0  # of the write that they end in, as its head promised
     sums: dict[str, int] | None = None
     promise: int | None = None  # the state page promises no more than this
 
@@ -54,7 +55,7 @@ def plan(examined: Examined) -> Cut:
     sums = {"epoch": facts.header["epoch"], "first_seq": facts.header["first_seq"],
             "seq": walk["seq"], "chain": walk["chain"], "records": walk["records"],
             "bytes": walk["bytes"], "lost": walk["lost"]}
-    return Cut(later, place, walk["offset"], sums, last)
+    return Cut(later, place, walk["offset"], walk["write_end"], sums, last)
 
 
 def act(cut: Cut, store: Store) -> int:
@@ -170,7 +171,7 @@ def _seal(cut: Cut) -> int:
     """
     place = cut.seal
     assert place is not None and cut.sums is not None
-    held = 0 if cut.at >= place.size else _held(place, cut.at)
+    held = max(_held(place, cut.at), min(cut.end, place.size) - cut.at, 0)
     fd = _exclusive(place)
     try:
         start = cut.at - cut.at % PAGE
@@ -188,7 +189,9 @@ def _seal(cut: Cut) -> int:
 
 
 def _held(place: Place, at: int) -> int:
-    """How many bytes behind `at` are not zero fill to the end: the tail that is cut."""
+    """How many bytes behind `at` there are before the zeros to the end: the tail that is cut."""
+    if at >= place.size:
+        return 0
     with memoryview(place.open()) as view:
         return log_scan.last_byte(view, at, place.size) - at
 
