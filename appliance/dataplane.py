@@ -12,13 +12,18 @@ from cython_ext import (
     compare,
     gauge,
     lending,
+    log_read,
+    log_scan,
+    log_writer,
     memory_gauge,
     parser,
     pcap,
+    pcapng,
     slab_object,
 )
 from cython_ext.endpoint import Endpoint
 from cython_ext.frames import Frames
+from cython_ext.history import History
 from cython_ext.lending import Batch, Frame
 from cython_ext.loop import LoopQueue
 from cython_ext.queue import Queue
@@ -39,6 +44,7 @@ __all__ = [
     "Endpoint",
     "Frame",
     "Frames",
+    "History",
     "LoopQueue",
     "Queue",
     "ShmRing",
@@ -53,8 +59,12 @@ __all__ = [
     "capture_file",
     "compare",
     "gauge",
+    "log_read",
+    "log_scan",
+    "log_writer",
     "memory_gauge",
     "parser",
     "pcap",
+    "pcapng",
     "slab_object",
 ]

@@ -239,18 +239,24 @@ def accelerator(disk: Path, work: Path) -> str:
         return forced
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "tcg"
+    if known := _probed.get(disk):
+        return known
     at = work / "probe"
     shutil.rmtree(at, ignore_errors=True)
     with Machine(disk, at, accelerator="kvm", name="probe") as machine:
         machine.start()
         try:
             machine.wait_for(re.compile(r"Linux version|systemd\[1\]|Welcome to"), PROBE_S)
-            return "kvm"
+            _probed[disk] = "kvm"
         except MachineError:
-            return "tcg"
+            _probed[disk] = "tcg"
         finally:
             machine.cut()
             shutil.rmtree(at, ignore_errors=True)
+    return _probed[disk]
+
+
+_probed: dict[Path, str] = {}  # a probe costs a minute where KVM does not work
 
 
 def _free_port() -> int:

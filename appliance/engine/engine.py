@@ -17,7 +17,7 @@ from appliance import image
 from appliance.attachment import Attachment, PortSpec, Umem
 from appliance.config import Config, PortConfig
 from appliance.dataplane import Frames
-from appliance.engine import build, check, cpus, governor, places, statistics
+from appliance.engine import build, check, cpus, governor, past, places, statistics
 from appliance.engine.crew import Crew
 from appliance.engine.guard import Guard
 from appliance.engine.swap import Rules
@@ -132,6 +132,7 @@ class Engine:
             attach=port.attach,
             poll=port.poll,
             jumbo=port.jumbo,
+            pause=port.pause,
             frames=memory.frames_per_queue,
             frame_bytes=memory.frame_bytes,
             hugepages=memory.hugepages,
@@ -232,6 +233,13 @@ class Engine:
             self.events.listed(),
             self._guard.summary() if self._guard is not None else None,
         )
+
+    def history(self, action: object, what: object = "") -> dict[str, Any]:
+        """"on", "off", or "show" with an object: what was done with a frame or a slab."""
+        with self._lock:
+            self._running()
+            memories = statistics.memories(self._ports.values())
+            return past.ask(memories, self.mid, self.events, action, what)
 
     def rules(self) -> list[dict[str, Any]]:
         """The rules in force with their ids and what they matched, port by port, in order."""
