@@ -30,6 +30,9 @@ class Attachment:
     memory that it uses; without it every queue has its own.
     """
 
+    # Which of the kernel's drops come after the rules, and so between `consumed` and us
+    LOST_ON_THE_WAY = KERNEL_DROPS
+
     def __init__(
         self,
         spec: PortSpec,
@@ -50,25 +53,34 @@ class Attachment:
         self._reasons: list[str] = []
         self._last: tuple[dict[str, Any], dict[str, Any]] | None = None
         try:
-            if spec.backend == "loop":
-                self._open_loop(umems)
-                return
-            if rules is not None:
-                # Compiled first: a rule that cannot be is found before anything is touched.
-                self.steering = Steering(
-                    rules,
-                    jumbo=spec.jumbo,
-                    keep_management=keep_management,
-                    no_socket=no_socket,
-                )
-            self.facts = interface(spec.interface, spec.netns)
-            self._check()
-            self._open_afxdp(umems)
+            self._open(rules, keep_management, no_socket, umems)
         except BaseException:
             self.close()
             raise
 
     # ------------------------------------------------------------------------------------- open
+
+    def _open(
+        self,
+        rules: Sequence[Rule] | None,
+        keep_management: bool,
+        no_socket: str,
+        umems: Sequence[Umem] | None,
+    ) -> None:
+        if self.spec.backend == "loop":
+            self._open_loop(umems)
+            return
+        if rules is not None:
+            # Compiled first: a rule that cannot be is found before anything is touched.
+            self.steering = Steering(
+                rules,
+                jumbo=self.spec.jumbo,
+                keep_management=keep_management,
+                no_socket=no_socket,
+            )
+        self.facts = interface(self.spec.interface, self.spec.netns)
+        self._check()
+        self._open_afxdp(umems)
 
     def _queue_numbers(self) -> list[int]:
         if self.facts is None:
@@ -263,11 +275,10 @@ class Attachment:
                 kernel[name] = kernel.get(name, 0) + count
             for name, count in queue.statistics().items():
                 own[name] = own.get(name, 0) + count
-        lost = {
-            **{name: kernel[name] for name in KERNEL_DROPS},
-            **{name: own[name] for name in OWN_DROPS},
-        }
-        drops = dict(lost)
+        before = {name: kernel[name] for name in KERNEL_DROPS}
+        after = {name: own[name] for name in OWN_DROPS}
+        lost = {**{name: before[name] for name in self.LOST_ON_THE_WAY}, **after}
+        drops = {**before, **after}
         steering: dict[str, Any] = (
             self.steering.counters()
             if self.steering is not None

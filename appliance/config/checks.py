@@ -59,9 +59,15 @@ def _port(path: str, port: PortConfig) -> None:
     if port.backend == "loop" and port.netns:
         raise field_error(f"{path}.netns", port.netns, "not with backend loop")
     if port.backend != "afxdp":
-        for key, default in (("mode", "auto"), ("attach", "auto"), ("poll", "irq")):
+        for key, default in (("mode", "auto"), ("attach", "auto"), ("no_socket", "pass")):
             if getattr(port, key) != default:
                 raise field_error(f"{path}.{key}", getattr(port, key), "only with backend afxdp")
+    if port.poll == "defer" and port.backend != "afxdp":
+        raise field_error(f"{path}.poll", port.poll, "irq or busy with this backend")
+    if port.backend != "dpdk":
+        for key, default in (("promiscuous", True), ("mtu", None)):
+            if getattr(port, key) != default:
+                raise field_error(f"{path}.{key}", getattr(port, key), "only with backend dpdk")
     if port.mode == "zerocopy" and port.attach == "generic":
         raise field_error(f"{path}.mode", port.mode, "copy or auto with attach generic")
 

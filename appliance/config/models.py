@@ -149,6 +149,10 @@ class PortConfig(_Model):
     ] = "auto"
     poll: Annotated[Literal["irq", "defer", "busy"], _one_of("irq", "defer", "busy")] = "irq"
     jumbo: Annotated[bool, Allowed("true or false")] = False
+    promiscuous: Annotated[bool, Allowed("true or false")] = True
+    mtu: Annotated[
+        int, Field(ge=68, le=limits.MTU_MAX), Allowed(f"68..{limits.MTU_MAX}")
+    ] | None = None
     no_socket: Annotated[Literal["pass", "drop"], _one_of("pass", "drop")] = "pass"
 
 

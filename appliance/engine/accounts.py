@@ -33,14 +33,14 @@ def _port(port: Mapping[str, Any]) -> list[str]:
     decided = steering["consumed"] + steering["passed"] + steering["dropped"]
     if steering["seen"] != decided:
         found.append(f"{port['name']}: {steering['seen']} packets seen, {decided} decided")
-    if port["backend"] != "afxdp":
+    if port["backend"] == "loop":
         return found  # no program counts what comes in
     lost = port["lost"]
     arrived = port["rx_frames"] + sum(lost.values())
     if arrived != steering["consumed"]:
         words = ", ".join(f"{name} {count}" for name, count in lost.items() if count)
         found.append(
-            f"{port['name']}: {steering['consumed']} packets given to the sockets, "
+            f"{port['name']}: {steering['consumed']} packets given to us, "
             f"{arrived} arrived ({port['rx_frames']} received{', ' if words else ''}{words})"
         )
     return found

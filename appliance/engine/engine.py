@@ -16,6 +16,7 @@ from typing import Any
 from appliance.attachment import Attachment, PortSpec, Umem
 from appliance.config import Config, PortConfig
 from appliance.dataplane import Frames
+from appliance.dpdk import Device, DpdkAttachment, attachment_of, is_pci
 from appliance.engine import build, check, cpus, governor, statistics
 from appliance.engine.crew import Crew
 from appliance.engine.guard import Guard
@@ -42,6 +43,7 @@ class Engine:
         self._lock = threading.RLock()
         self._ports: dict[str, Attachment] = {}
         self._links: dict[str, Link] = {}
+        self._devices: dict[str, Device] = {}
         self._crew: Crew | None = None
         self._rules: Rules | None = None
         self.events = EventLog()
@@ -79,14 +81,20 @@ class Engine:
             if port.interface is not None
         }
         facts = {name: check.facts_of(info) for name, info in found.items()}
+        # PCI devices first: DPDK is started once, with them or without.
+        for port in sorted(self.config.ports, key=lambda port: not is_pci(port.device or "")):
+            if port.device is not None:
+                self._devices[port.name] = Device(port.device, port.netns or None)
+                facts[port.name] = self._devices[port.name].facts()
         check.planned(self.config, facts)
         layout = build.layout(self.config, facts)
         umems = [Umem(group.frames, group.tx_frames) for group in layout.groups]
         for port in self.config.ports:
             queues = range(len(layout.queues[port.name]))
             places = [layout.group_of(port.name, at)[0] for at in queues]
-            self._ports[port.name] = Attachment(
-                self._spec(port, _mode(self.config, layout.groups[places[0]], port.name, found)),
+            spec = self._spec(port, _mode(self.config, layout.groups[places[0]], port.name, found))
+            self._ports[port.name] = attachment_of(spec)(
+                spec,
                 [Rule.of(entry) for entry in self.config.rules_of(port.name)],
                 no_socket=port.no_socket,
                 umems=[umems[place] for place in places],
@@ -113,7 +121,7 @@ class Engine:
     def _spec(self, port: PortConfig, mode: str) -> PortSpec:
         memory = self.config.memory
         return PortSpec(
-            interface=port.interface or port.name,
+            interface=port.interface or (port.device or port.name).split(",")[0],
             name=port.name,
             netns=port.netns or None,
             backend=port.backend,
@@ -126,6 +134,10 @@ class Engine:
             frame_bytes=memory.frame_bytes,
             hugepages=memory.hugepages,
             numa=memory.numa,
+            device=port.device or "",
+            promiscuous=port.promiscuous,
+            mtu=port.mtu,
+            plugged=self._devices.get(port.name),
         )
 
     def _watch(self, port: PortConfig, info: InterfaceInfo | None) -> None:
@@ -185,6 +197,8 @@ class Engine:
             self._final = self._collect()
         for attachment in self._ports.values():
             attachment.close()
+        for device in self._devices.values():
+            device.close()
         for link in self._links.values():
             link.close()
 
@@ -245,6 +259,11 @@ class Engine:
 
     def _collect(self) -> dict[str, Any]:
         links = {name: link.state() for name, link in self._links.items()}
+        links |= {
+            name: port.link()
+            for name, port in self._ports.items()
+            if isinstance(port, DpdkAttachment)
+        }
         entries, drops = statistics.ports(self._ports.values(), links)
         consumers, worker_drops = statistics.consumers(self.config, self._crew)
         drops.update(worker_drops)
