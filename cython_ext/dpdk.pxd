@@ -173,6 +173,7 @@ cdef extern from "oc_dpdk.h" nogil:
     const char* rte_version()
     const char* rte_strerror(int error)
     int rte_errno
+    void oc_silence()
     int oc_log_open()
     void oc_log_forget()
     void oc_log_read(char* into, int errors)

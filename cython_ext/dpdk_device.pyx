@@ -19,8 +19,8 @@ from cython_ext.dpdk cimport (RTE_ETH_MQ_RX_RSS, RTE_ETH_RSS_IP, RTE_ETH_RSS_TCP
                               rte_eth_dev_info, rte_eth_dev_info_get, rte_eth_dev_rx_offload_name,
                               rte_eth_dev_set_mtu, rte_eth_dev_socket_id, rte_eth_dev_start,
                               rte_eth_dev_stop, rte_eth_dev_tx_offload_name, rte_eth_link,
-                              rte_eth_link_get_nowait, rte_eth_promiscuous_enable,
-                              rte_eth_promiscuous_get, rte_eth_rx_queue_setup, rte_eth_stats,
+                              rte_eth_link_get_nowait, rte_eth_promiscuous_disable,
+                              rte_eth_promiscuous_enable, rte_eth_promiscuous_get, rte_eth_rx_queue_setup, rte_eth_stats,
                               rte_eth_stats_get, rte_eth_tx_queue_setup, rte_mempool)
 from cython_ext.dpdk_pool cimport oc_dpdk, pool_enter, pool_leave
 from cython_ext.dpdk_port cimport DpdkQueue
@@ -38,6 +38,7 @@ cdef class Device:
     cdef readonly bint closed
     cdef readonly bint pci
     cdef readonly dict last_statistics
+    cdef bint made_promiscuous
     cdef rte_eth_dev_info about
     cdef list mapped
 
@@ -171,7 +172,8 @@ cdef class Device:
             self._queue(queues[place], place, rx, tx)
         self._check(rte_eth_dev_start(self.number), "start")
         if promiscuous:
-            rte_eth_promiscuous_enable(self.number)  # what came of it is read back in settings()
+            # What came of it is read back in settings().
+            self.made_promiscuous = rte_eth_promiscuous_enable(self.number) == 0
         self.running = True
         for queue in queues:
             (<DpdkQueue?>queue).d.started = True
@@ -215,6 +217,8 @@ cdef class Device:
         if self.running:
             self.running = False
             self.last_statistics = self.statistics()
+            if self.made_promiscuous:     # net_af_xdp leaves the interface so
+                rte_eth_promiscuous_disable(self.number)
             rte_eth_dev_stop(self.number)
 
     def close(self):

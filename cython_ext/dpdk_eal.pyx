@@ -9,9 +9,10 @@ own, no signals. What it leaves running is one thread that sleeps (eal-intr-thre
 Plugins are loaded by name. Debian ships a hundred of them, and without a list EAL loads all.
 """
 from cython_ext.dpdk cimport (OC_LOG_WIDTH, RTE_EAL_PMD_PATH, RTLD_GLOBAL, RTLD_NOW, dlerror, dlopen,
-                              oc_log_forget, oc_log_open, oc_log_read, rte_eal_init, rte_errno,
-                              rte_strerror, rte_version)
+                              oc_log_forget, oc_log_open, oc_log_read, oc_silence, rte_eal_init,
+                              rte_errno, rte_strerror, rte_version)
 
+import contextlib
 import os
 import threading
 
@@ -90,6 +91,11 @@ def _start(pci, failed):
         _init([word.encode() for word in words])
     except OSError as error:
         failed.append(error)
+    # EAL makes a folder for files that it then does not make.
+    base = os.environ.get("XDG_RUNTIME_DIR", "/tmp") if os.getuid() else "/var/run"
+    for folder in (f"{base}/dpdk/openclaw-{os.getpid()}", f"{base}/dpdk"):
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
 
 
 cdef _init(list words):
@@ -123,4 +129,5 @@ def load_driver(str device):
         path = os.path.join(plugins(), f"librte_{found[known.index(kind)]}.so").encode()
         if dlopen(path, RTLD_NOW | RTLD_GLOBAL) == NULL:
             raise OSError(0, f"{kind}: {dlerror().decode('utf-8', 'replace')}")
+        oc_silence()
         _loaded.add(kind)

@@ -333,6 +333,14 @@ cdef class DpdkQueue(Queue):
         r.mask = size - 1
         return 0
 
+    def rewind(self):
+        """A driver took frames, failed, and is gone: FILL offers all of them again.
+
+        Only before the device was started once: FILL has been written once over at most.
+        """
+        self.q.fill.consumer[0] = 0
+        self.d.spare_n = self.d.pool.strays_n = 0
+
     # --------------------------------------------------------------------------------- the rules
 
     def set_rules(self, Decisions decisions not None):

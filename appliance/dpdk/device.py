@@ -7,19 +7,27 @@ tell. Queues, memory and rules are attachment.py's.
 from __future__ import annotations
 
 import re
+import threading
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from appliance.dataplane import dpdk
+from appliance.dpdk import strays
 from appliance.errors import ConfigError, HostError, PortError
 from appliance.limits import QUEUES_MAX
 from appliance.net import in_netns
 from appliance.plan import XDP_HEADROOM, PortFacts
 
 PCI = re.compile(r"(?:[0-9a-fA-F]{4,8}:)?[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7](?:,.*)?")
+IFF_PROMISC = 0x100
+RETRY_S = 2.0  # as XskQueue waits for a queue
 # net_af_xdp takes so many frames at once for its fill ring, and as many again as it is told
 # (ETH_AF_XDP_DFLT_NUM_DESCS): without them the queue cannot be set up.
 POSTED = {"net_af_xdp": 2048}
+# What a driver opens is told from what was open before, so no two may start or close at once.
+_one_at_a_time = threading.Lock()
 
 
 def is_pci(device: str) -> bool:
@@ -43,6 +51,7 @@ class Device:
         check(device)
         self.words = device
         self.netns = netns
+        self._opened: set[strays.Stray] = set()
         library = dpdk()
         pci = is_pci(device)
         try:
@@ -50,8 +59,11 @@ class Device:
         except OSError as error:
             fix = "echo 64 > /proc/sys/vm/nr_hugepages" if pci else ""
             raise HostError(str(error.strerror or error), fix=fix) from None
+        self._plug()
+
+    def _plug(self) -> None:
         try:
-            self._device = in_netns(netns, library.Device, _with_domain(device))
+            self._device = in_netns(self.netns, dpdk().Device, _with_domain(self.words))
         except ValueError as error:
             raise ConfigError(f"device: {error}") from None
         except OSError as error:
@@ -133,17 +145,49 @@ class Device:
         """Queues with frames in FILL; afterwards packets arrive at the device."""
 
         def start() -> None:
-            self._device.start(queues, mtu=mtu, jumbo=jumbo, promiscuous=promiscuous)
+            wanted = promiscuous and not _is_promiscuous(self.words)
+            self._device.start(queues, mtu=mtu, jumbo=jumbo, promiscuous=wanted)
 
-        try:
-            in_netns(self.netns, start)
-        except OSError as error:
-            raise PortError(error.strerror or str(error)) from None
+        deadline = time.monotonic() + RETRY_S
+        while True:
+            try:
+                with _one_at_a_time:
+                    before = strays.found()
+                    try:
+                        return in_netns(self.netns, start)
+                    finally:
+                        self._opened |= strays.found() - before
+            except OSError as error:
+                if self.driver not in POSTED or time.monotonic() > deadline:
+                    raise PortError(error.strerror or str(error)) from None
+            # The kernel frees the queue of a closed socket after a while, and until then answers
+            # EBUSY. A driver that failed cannot try again: it is plugged in anew.
+            self.close()
+            time.sleep(0.02)
+            for queue in queues:
+                queue.rewind()
+            self._plug()
 
     def close(self) -> None:
         """Stops and unplugs it. Its queues have nothing of the driver's any more."""
-        if not self._device.closed:
+        if self._device.closed:
+            return
+        with _one_at_a_time:
+            before = strays.found()
             in_netns(self.netns, self._device.close)
+            after = strays.found()
+            strays.close((after - before) | (after & self._opened))
+            self._opened.clear()
+
+
+def _is_promiscuous(device: str) -> bool:
+    """Whether the interface of a device is so already: then it must stay so."""
+    found = re.search(r",iface=([^,]+)", device)
+    try:
+        flags = Path(f"/sys/class/net/{found[1]}/flags").read_text() if found else "0"
+    except OSError:
+        return False
+    return bool(int(flags, 16) & IFF_PROMISC)
 
 
 def _with_domain(device: str) -> str:

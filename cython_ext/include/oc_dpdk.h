@@ -129,6 +129,19 @@ static inline int oc_log_open(void)
 	return rte_openlog_stream(stream);
 }
 
+/* libbpf and libxdp, which some drivers bring along, write to the user's terminal. */
+static inline void oc_silence(void)
+{
+	void *(*set)(void *);
+
+	*(void **)&set = dlsym(RTLD_DEFAULT, "libxdp_set_print");
+	if (set)
+		set(NULL);
+	*(void **)&set = dlsym(RTLD_DEFAULT, "libbpf_set_print");
+	if (set)
+		set(NULL);
+}
+
 /* -------------------------------------------------------------------------------- mempool and bpf */
 static inline int oc_register_ops(const char *name, rte_mempool_alloc_t alloc,
 				  rte_mempool_free_t release, rte_mempool_enqueue_t enqueue,
