@@ -145,11 +145,13 @@ cdef class Device:
 
     # ------------------------------------------------------------------------------------- start
 
-    def start(self, list queues, *, mtu=None, bint jumbo=False, bint promiscuous=True):
+    def start(self, list queues, *, mtu=None, bint jumbo=False, bint promiscuous=True,
+              bint chains=False):
         """Configures as many queues as given, in their order, and starts the device.
 
         FILL of each queue holds frames already: drivers take mbufs here. From now on packets may
-        arrive; they are taken when the queue is opened.
+        arrive; they are taken when the queue is opened. `chains`: it sends packets of several
+        segments.
         """
         cdef rte_eth_conf conf
         cdef uint16_t n = len(queues)
@@ -176,6 +178,7 @@ cdef class Device:
             self.made_promiscuous = rte_eth_promiscuous_enable(self.number) == 0
         self.running = True
         for queue in queues:
+            (<DpdkQueue?>queue).d.chains = chains
             (<DpdkQueue?>queue).d.started = True
 
     cdef int _queue(self, DpdkQueue queue, uint16_t place, uint16_t rx, uint16_t tx) except -1:
@@ -187,7 +190,6 @@ cdef class Device:
             rx //= 2
         self._map(queue)
         queue.d.port = self.number
-        queue.d.chains = self.sends_chains
         pool_enter(&queue.q)
         result = rte_eth_rx_queue_setup(self.number, place, rx, node, NULL, mp)
         pool_leave()

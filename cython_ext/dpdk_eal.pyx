@@ -125,7 +125,7 @@ def load_driver(str device):
                        if name.startswith("librte_net_") and name.endswith(".so"))
         known = [{"net_bond": "net_bonding"}.get(name, name) for name in found]
         if kind not in known:
-            raise ValueError(f"{kind}: no driver of DPDK; one of {', '.join(known)}")
+            raise ValueError(f"{device!r}: no such driver in {plugins()}")
         path = os.path.join(plugins(), f"librte_{found[known.index(kind)]}.so").encode()
         if dlopen(path, RTLD_NOW | RTLD_GLOBAL) == NULL:
             raise OSError(0, f"{kind}: {dlerror().decode('utf-8', 'replace')}")

@@ -62,6 +62,8 @@ class DpdkAttachment(Attachment):
             for queue in self.queues:
                 self.steering.add_queue(queue)
         self._reasons.append("no kernel behind a DPDK port: what no rule consumes ends here")
+        if spec.jumbo and not self.device.sends_chains:
+            self._reasons.append(f"{self.device.driver} sends packets of one frame only")
 
     def _check_mtu(self) -> None:
         longest = (self.spec.mtu or self.device.mtu) + ETHERNET_BYTES

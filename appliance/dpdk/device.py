@@ -26,6 +26,10 @@ RETRY_S = 2.0  # as XskQueue waits for a queue
 # net_af_xdp takes so many frames at once for its fill ring, and as many again as it is told
 # (ETH_AF_XDP_DFLT_NUM_DESCS): without them the queue cannot be set up.
 POSTED = {"net_af_xdp": 2048}
+# Software devices that take any number of queues: a port that asks for all gets one.
+ANY_NUMBER = ("net_null", "net_ring")
+# These send packets of several segments without saying so (22.11).
+SEND_CHAINS = ("net_null", "net_pcap", "net_ring")
 # What a driver opens is told from what was open before, so no two may start or close at once.
 _one_at_a_time = threading.Lock()
 
@@ -57,6 +61,8 @@ class Device:
         try:
             library.eal.start(pci=pci)
         except OSError as error:
+            if library.eal.started() is not None:
+                raise PortError(error.strerror) from None
             fix = "echo 64 > /proc/sys/vm/nr_hugepages" if pci else ""
             raise HostError(str(error.strerror or error), fix=fix) from None
         self._plug()
@@ -99,14 +105,19 @@ class Device:
 
     @property
     def posted(self) -> int:
-        """Frames that the driver keeps for receiving, on each queue."""
-        return max(POSTED.get(self.driver, 0), int(self._device.descriptors[0]))
+        """Frames that the driver keeps for receiving, on each queue; software keeps none."""
+        return int(self._device.descriptors[0]) if self.pci else self.posted_at_once
 
     @property
     def queues(self) -> int:
         """How many there are. A software device that takes any number has one."""
         most = int(self._device.queues_max)
-        return most if 1 <= most <= QUEUES_MAX else 1
+        return most if 1 <= most <= QUEUES_MAX and self.driver not in ANY_NUMBER else 1
+
+    @property
+    def sends_chains(self) -> bool:
+        """Whether a packet that spans several frames can be sent."""
+        return bool(self._device.sends_chains) or self.driver in SEND_CHAINS
 
     def facts(self) -> PortFacts:
         """What the arithmetic of memory needs to know."""
@@ -146,7 +157,9 @@ class Device:
 
         def start() -> None:
             wanted = promiscuous and not _is_promiscuous(self.words)
-            self._device.start(queues, mtu=mtu, jumbo=jumbo, promiscuous=wanted)
+            self._device.start(
+                queues, mtu=mtu, jumbo=jumbo, promiscuous=wanted, chains=self.sends_chains
+            )
 
         deadline = time.monotonic() + RETRY_S
         while True:
