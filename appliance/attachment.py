@@ -31,7 +31,7 @@ class Attachment:
     """
 
     # Which of the kernel's drops come after the rules, and so between `consumed` and us
-    LOST_ON_THE_WAY = KERNEL_DROPS
+    LOST_ON_THE_WAY: tuple[str, ...] = KERNEL_DROPS
 
     def __init__(
         self,
@@ -141,16 +141,9 @@ class Attachment:
         for number, umem in zip(numbers, self._umems(umems, len(numbers)), strict=True):
             plan = size_queue(self.name, number, self.spec.frames, self.spec.frame_bytes, 0, None)
             self.plans.append(plan)
+            rings = (plan.rx_ring, plan.tx_ring, plan.fill_ring, plan.fill_target)
             self.queues.append(
-                LoopQueue(
-                    self._frames(plan, umem),
-                    number,
-                    plan.rx_ring,
-                    plan.tx_ring,
-                    plan.fill_ring,
-                    plan.fill_target,
-                    self.spec.jumbo,
-                )
+                LoopQueue(self._frames(plan, umem), number, *rings, self.spec.jumbo)
             )
 
     def _mode(self) -> str:
@@ -292,8 +285,7 @@ class Attachment:
             "starved": own["starved"],
             "wakeups": own["wakeups"],
             "kernel": kernel,
-            # Between the program and us: consumed = rx_frames + the sum of these.
-            "lost": lost,
+            "lost": lost,  # on the way to us: consumed = rx_frames + the sum of these
             # Received all the same, as rule 0: a worker then drops them as no_consumer.
             "invalid_metadata": own["invalid_metadata"],
         }

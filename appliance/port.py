@@ -77,21 +77,10 @@ def open_port(
     Raises ConfigError (bad argument), HostError (the host lacks something), PortError (refused).
     """
     spec = PortSpec(
-        interface=interface or device.split(",")[0],
-        netns=netns,
-        backend=backend,
-        queues=queues,
-        mode=mode,
-        attach=attach,
-        poll=poll,
-        jumbo=jumbo,
-        frames=frames,
-        frame_bytes=frame_bytes,
-        hugepages=hugepages,
-        device=device,
-        promiscuous=promiscuous,
-        mtu=mtu,
-    )
+        interface or device.split(",")[0], netns=netns, backend=backend, queues=queues, mode=mode,
+        attach=attach, poll=poll, jumbo=jumbo, frames=frames, frame_bytes=frame_bytes,
+        hugepages=hugepages, device=device, promiscuous=promiscuous, mtu=mtu,
+    )  # fmt: skip
     if rules is None and match is not None:
         rules = [Rule(match=match, action="consume")]
     if rules is None and not transmit_only and backend != "loop":

@@ -7,7 +7,7 @@ calling thread (net_af_xdp): who calls is in the right one. It raises OSError wi
 DPDK's first error line, ValueError for what the device cannot do.
 """
 from libc.errno cimport EEXIST, ENODEV, EOPNOTSUPP
-from libc.stdint cimport uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport uint16_t, uint64_t, uintptr_t
 from libc.string cimport memset
 
 from cython_ext.dpdk cimport (RTE_ETH_MQ_RX_RSS, RTE_ETH_RSS_IP, RTE_ETH_RSS_TCP, RTE_ETH_RSS_UDP,
@@ -20,9 +20,10 @@ from cython_ext.dpdk cimport (RTE_ETH_MQ_RX_RSS, RTE_ETH_RSS_IP, RTE_ETH_RSS_TCP
                               rte_eth_dev_set_mtu, rte_eth_dev_socket_id, rte_eth_dev_start,
                               rte_eth_dev_stop, rte_eth_dev_tx_offload_name, rte_eth_link,
                               rte_eth_link_get_nowait, rte_eth_promiscuous_disable,
-                              rte_eth_promiscuous_enable, rte_eth_promiscuous_get, rte_eth_rx_queue_setup, rte_eth_stats,
-                              rte_eth_stats_get, rte_eth_tx_queue_setup, rte_mempool)
-from cython_ext.dpdk_pool cimport oc_dpdk, pool_enter, pool_leave
+                              rte_eth_promiscuous_enable, rte_eth_promiscuous_get,
+                              rte_eth_rx_queue_setup, rte_eth_stats, rte_eth_stats_get,
+                              rte_eth_tx_queue_setup, rte_mempool)
+from cython_ext.dpdk_pool cimport pool_enter, pool_leave
 from cython_ext.dpdk_port cimport DpdkQueue
 
 from cython_ext import dpdk_eal
@@ -157,7 +158,8 @@ cdef class Device:
         cdef uint16_t n = len(queues)
         cdef uint64_t rss
         memset(&conf, 0, sizeof(conf))
-        rss = (RTE_ETH_RSS_IP | RTE_ETH_RSS_TCP | RTE_ETH_RSS_UDP) & self.about.flow_type_rss_offloads
+        rss = RTE_ETH_RSS_IP | RTE_ETH_RSS_TCP | RTE_ETH_RSS_UDP
+        rss &= self.about.flow_type_rss_offloads
         if n > 1 and rss:
             conf.rxmode.mq_mode = RTE_ETH_MQ_RX_RSS
             conf.rx_adv_conf.rss_conf.rss_hf = rss

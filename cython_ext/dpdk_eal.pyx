@@ -8,9 +8,9 @@ own, no signals. What it leaves running is one thread that sleeps (eal-intr-thre
 
 Plugins are loaded by name. Debian ships a hundred of them, and without a list EAL loads all.
 """
-from cython_ext.dpdk cimport (OC_LOG_WIDTH, RTE_EAL_PMD_PATH, RTLD_GLOBAL, RTLD_NOW, dlerror, dlopen,
-                              oc_log_forget, oc_log_open, oc_log_read, oc_silence, rte_eal_init,
-                              rte_errno, rte_strerror, rte_version)
+from cython_ext.dpdk cimport (OC_LOG_WIDTH, RTE_EAL_PMD_PATH, RTLD_GLOBAL, RTLD_NOW, dlerror,
+                              dlopen, oc_log_forget, oc_log_open, oc_log_read, oc_silence,
+                              rte_eal_init, rte_errno, rte_strerror, rte_version)
 
 import contextlib
 import os

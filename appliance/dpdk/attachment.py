@@ -30,7 +30,7 @@ def attachment_of(spec: PortSpec) -> type[Attachment]:
 class DpdkAttachment(Attachment):
     """As Attachment. `spec.device` names the device; one that is plugged in may be given."""
 
-    LOST_ON_THE_WAY = ("rx_ring_full",)
+    LOST_ON_THE_WAY: tuple[str, ...] = ("rx_ring_full",)
     steering: NativeSteering | None  # type: ignore[assignment]
 
     def _open(

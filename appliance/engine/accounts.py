@@ -40,7 +40,7 @@ def _port(port: Mapping[str, Any]) -> list[str]:
     if arrived != steering["consumed"]:
         words = ", ".join(f"{name} {count}" for name, count in lost.items() if count)
         found.append(
-            f"{port['name']}: {steering['consumed']} packets given to us, "
+            f"{port['name']}: {steering['consumed']} packets given to the sockets, "
             f"{arrived} arrived ({port['rx_frames']} received{', ' if words else ''}{words})"
         )
     return found

@@ -13,18 +13,17 @@ import threading
 import time
 from typing import Any
 
-from appliance.attachment import Attachment, PortSpec, Umem
+from appliance.attachment import Attachment, Umem
 from appliance.config import Config, PortConfig
 from appliance.dataplane import Frames
-from appliance.dpdk import Device, DpdkAttachment, attachment_of, is_pci
-from appliance.engine import build, check, cpus, governor, statistics
+from appliance.dpdk import Device, DpdkAttachment, attachment_of
+from appliance.engine import build, check, cpus, governor, opening, statistics
 from appliance.engine.crew import Crew
 from appliance.engine.guard import Guard
 from appliance.engine.swap import Rules
 from appliance.errors import PortError
 from appliance.memory import EventLog, report
 from appliance.net import InterfaceInfo, Link, interface, recover
-from appliance.net.zerocopy import verdict
 from appliance.steering import Rule
 
 EVENTS_SHOWN = 16  # in the statistics; `mem explain` has all
@@ -81,18 +80,16 @@ class Engine:
             if port.interface is not None
         }
         facts = {name: check.facts_of(info) for name, info in found.items()}
-        # PCI devices first: DPDK is started once, with them or without.
-        for port in sorted(self.config.ports, key=lambda port: not is_pci(port.device or "")):
-            if port.device is not None:
-                self._devices[port.name] = Device(port.device, port.netns or None)
-                facts[port.name] = self._devices[port.name].facts()
+        opening.plug(self.config, self._devices)
+        facts |= {name: device.facts() for name, device in self._devices.items()}
         check.planned(self.config, facts)
         layout = build.layout(self.config, facts)
         umems = [Umem(group.frames, group.tx_frames) for group in layout.groups]
         for port in self.config.ports:
             queues = range(len(layout.queues[port.name]))
             places = [layout.group_of(port.name, at)[0] for at in queues]
-            spec = self._spec(port, _mode(self.config, layout.groups[places[0]], port.name, found))
+            mode = opening.mode(self.config, layout.groups[places[0]], port.name, found)
+            spec = opening.spec(self.config, port, mode, self._devices.get(port.name))
             self._ports[port.name] = attachment_of(spec)(
                 spec,
                 [Rule.of(entry) for entry in self.config.rules_of(port.name)],
@@ -103,7 +100,7 @@ class Engine:
         self._crew = Crew(layout, self._ports)
         self._rules = Rules(self.config, self._ports, self._crew)
         self._rules.publish_all()
-        nodes = [_node(self._ports[group.lanes[0].port]) for group in layout.groups]
+        nodes = [opening.node(self._ports[group.lanes[0].port]) for group in layout.groups]
         self._crew.start(cpus.here(nodes))
 
     def _govern(self) -> None:
@@ -117,28 +114,6 @@ class Engine:
             for port in self.config.ports:
                 rules = [Rule.of(entry) for entry in self.config.rules_of(port.name)]
                 self._guard.set_rules(port.name, rules)
-
-    def _spec(self, port: PortConfig, mode: str) -> PortSpec:
-        memory = self.config.memory
-        return PortSpec(
-            interface=port.interface or (port.device or port.name).split(",")[0],
-            name=port.name,
-            netns=port.netns or None,
-            backend=port.backend,
-            queues=port.queues,
-            mode=mode,
-            attach=port.attach,
-            poll=port.poll,
-            jumbo=port.jumbo,
-            frames=memory.frames_per_queue,
-            frame_bytes=memory.frame_bytes,
-            hugepages=memory.hugepages,
-            numa=memory.numa,
-            device=port.device or "",
-            promiscuous=port.promiscuous,
-            mtu=port.mtu,
-            plugged=self._devices.get(port.name),
-        )
 
     def _watch(self, port: PortConfig, info: InterfaceInfo | None) -> None:
         if info is not None:
@@ -291,23 +266,3 @@ class Engine:
             "state": state,
             "reasons": [*reasons, *governed["reasons"]],
         }
-
-
-def _mode(
-    config: Config, group: build.Group, port: str, found: dict[str, InterfaceInfo]
-) -> str:
-    """The mode to ask for. Unasked, ports that share memory copy unless all their drivers are good.
-
-    The first queue of a port is always in the group of every port that it shares memory with.
-    """
-    mode = build.mode_of(config, group, port)
-    names = {lane.port for lane in group.lanes}
-    if mode == "auto" and len(names) > 1:
-        good = all(name in found and verdict(found[name].driver).good for name in names)
-        return "auto" if good else "copy"
-    return mode
-
-
-def _node(attachment: Attachment) -> int | None:
-    node = attachment.queues[0].frames.arena.numa_node
-    return node if node >= 0 else None

@@ -77,7 +77,7 @@ static inline void oc_mbuf_send(struct rte_mbuf *m, uint16_t at, uint16_t length
 enum { OC_LOG_WIDTH = 240 };
 static struct {
 	pthread_mutex_t lock;
-	char first_error[OC_LOG_WIDTH]; /* since oc_log_forget(): the cause; later ones follow from it */
+	char first_error[OC_LOG_WIDTH]; /* since oc_log_forget(); later ones follow from it */
 	char last[OC_LOG_WIDTH];
 	uint64_t lines;
 } oc_log = { .lock = PTHREAD_MUTEX_INITIALIZER };
@@ -142,7 +142,7 @@ static inline void oc_silence(void)
 		set(NULL);
 }
 
-/* -------------------------------------------------------------------------------- mempool and bpf */
+/* ------------------------------------------------------------------------ mempool and bpf */
 static inline int oc_register_ops(const char *name, rte_mempool_alloc_t alloc,
 				  rte_mempool_free_t release, rte_mempool_enqueue_t enqueue,
 				  rte_mempool_dequeue_t dequeue, rte_mempool_get_count count,

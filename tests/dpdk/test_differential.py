@@ -54,8 +54,8 @@ class Seen:
         self.counts: dict[str, int] = {}
 
     def take(self, batch) -> None:
-        rules = batch.rule_ids.tolist()
-        self.packets += [(self.place[rule], bytes(frame)) for rule, frame in zip(rules, batch)]
+        pairs = zip(batch.rule_ids.tolist(), batch, strict=True)
+        self.packets += [(self.place[rule], bytes(frame)) for rule, frame in pairs]
 
     def close(self) -> Seen:
         steering = self.port.steering()
