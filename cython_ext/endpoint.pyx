@@ -178,7 +178,8 @@ cdef class Endpoint(Holder):
         cdef uint32_t[FRAGS_MAX] nbytes
         cdef uint32_t[FRAGS_MAX] options
         cdef uint32_t i, taken
-        cdef uint64_t need = (length + um.frame_bytes - 1) >> um.frame_shift
+        cdef uint32_t room = um.frame_bytes - q.tx_headroom
+        cdef uint64_t need = (length + room - 1) // room
         if need == 0 or need > FRAGS_MAX or (need > 1 and not q.multi_buffer):
             return 2
         if um.tx_free_n < need:
@@ -191,10 +192,10 @@ cdef class Endpoint(Holder):
         um.tx_free_n -= <uint32_t>need
         for i in range(need):
             frame[i] = um.tx_free[um.tx_free_n + need - 1 - i]
-            addr[i] = <uint64_t>frame[i] << um.frame_shift
-            nbytes[i] = um.frame_bytes if i + 1 < need else <uint32_t>(length - i * um.frame_bytes)
+            addr[i] = (<uint64_t>frame[i] << um.frame_shift) + q.tx_headroom
+            nbytes[i] = room if i + 1 < need else <uint32_t>(length - i * room)
             options[i] = XDP_PKT_CONTD if i + 1 < need else 0
-            memcpy(um.base + addr[i], data + i * um.frame_bytes, nbytes[i])
+            memcpy(um.base + addr[i], data + i * room, nbytes[i])
         taken = q.tx_burst(q, frame, addr, nbytes, options, <uint32_t>need)
         if taken == 0:
             q.kick(q)
@@ -279,7 +280,7 @@ cdef class Endpoint(Holder):
         if self.n == 0:
             return 0
         q = self.q[0]
-        return q.um.frame_bytes * (FRAGS_MAX - 1 if q.multi_buffer else 1)
+        return (q.um.frame_bytes - q.tx_headroom) * (FRAGS_MAX - 1 if q.multi_buffer else 1)
 
     def send_packed(self, data, const uint64_t[::1] offsets, const uint32_t[::1] lengths,
                     Py_ssize_t start, Py_ssize_t stop, uint32_t queue=0):

@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 
 import appliance
+from tests.dataplane.ports import open_memory_port
 from tests.dataplane.wire import ledger_adds_up, packet
 
 QUOTA = 8
 
 
 def opened(policy, **more):
-    options = {"backend": "loop", "frames": 1024, "quota_frames": QUOTA, "policy": policy}
-    return appliance.open_port("loop", **{**options, **more})
+    options = {"frames": 1024, "quota_frames": QUOTA, "policy": policy}
+    return open_memory_port(**{**options, **more})
 
 
 def receive(port, packets):
@@ -124,8 +125,9 @@ def test_a_copied_frame_is_sent_by_copy_and_stays_held():
         batch = receive(port, [packet(4)])
         frame = batch[0].hold()
         batch.release()
-        assert port.send([frame]) == 1 and port.flush()
+        assert port.send([frame]) == 1
         again = next(port.recv(timeout_ms=0))
+        assert port.flush()
         assert bytes(again[0]) == packet(4) == bytes(frame)
         again.release()
         frame.release()
