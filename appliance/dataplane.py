@@ -12,9 +12,13 @@ from cython_ext import (
     compare,
     gauge,
     lending,
+    log_read,
+    log_scan,
+    log_writer,
     memory_gauge,
     parser,
     pcap,
+    pcapng,
     slab_object,
 )
 from cython_ext.endpoint import Endpoint
@@ -55,8 +59,12 @@ __all__ = [
     "capture_file",
     "compare",
     "gauge",
+    "log_read",
+    "log_scan",
+    "log_writer",
     "memory_gauge",
     "parser",
     "pcap",
+    "pcapng",
     "slab_object",
 ]
