@@ -176,8 +176,34 @@ def test_reading_stops_with_an_error_before_the_first_record_that_does_not_hold(
 def test_a_missing_segment_is_damage(log):
     sorted(log.glob("*.oclog"))[4].unlink()
     told = record.verify(record.Store(log))
-    assert told["state"] == "damaged" and "1 segments after it are missing" in told["cause"]
+    assert told["state"] == "damaged" and "missing, with segment 4" in told["cause"]
     with appliance.open_log(log) as reader, pytest.raises(LogDamaged):
+        all_seqs(reader)
+
+
+def test_a_segment_that_is_prepared_but_not_begun_is_none(log):
+    """Ahead of need, in front (a crash while recycling) and in the middle (a failed device)."""
+    files = sorted(log.glob("*.oclog"))
+    files[0].unlink()
+    for index in (0, len(files), len(files) + 1):
+        (log / log_writer.segment_name(index)).write_bytes(bytes(1 << 18))
+    for path in reversed(files[5:]):  # make room for an index that was never begun
+        os.rename(path, log / log_writer.segment_name(int(path.name[:12]) + 10))
+    told = record.verify(record.Store(log))
+    assert told["state"] == "damaged" and "another index" in told["cause"]
+    for path in files[5:]:
+        os.rename(log / log_writer.segment_name(int(path.name[:12]) + 10), path)
+    (log / log_writer.segment_name(len(files) + 1)).write_bytes(bytes(1 << 18))
+    told = record.verify(record.Store(log))
+    assert told["state"] == "clean" and told["segments"] == len(files) - 1
+    with appliance.open_log(log) as reader:
+        assert all_seqs(reader)[-1] == 20_000 and reader.state == "clean"
+    assert record.recover(record.Store(log))["cut_bytes"] == 0
+    with open(files[4], "r+b") as file:  # a header that was lost is another thing
+        file.write(bytes(4096))
+    told = record.verify(record.Store(log))
+    assert told["state"] == "damaged" and "header" in told["cause"]
+    with appliance.open_log(log) as reader, pytest.raises(LogDamaged, match="header"):
         all_seqs(reader)
 
 
