@@ -43,7 +43,7 @@ class Cursor:
             except GONE:
                 continue
             if header is None:
-                if best is None and self.place is None and not place.blank():
+                if best is None and self.place is None and not place.prepared():
                     self.place = place  # for the verdict
                 continue
             if next_seq and header["first_seq"] > next_seq and best is not None:
@@ -184,7 +184,7 @@ class Cursor:
                 return None
             if header is not None:
                 return place, header, seal
-            if not place.blank():
+            if not place.prepared():
                 return None
         return None
 

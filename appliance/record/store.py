@@ -40,12 +40,18 @@ class Place:
     def name(self) -> str:
         return f"{self.path}@{self.start}" if self.slot else str(self.path)
 
-    def blank(self) -> bool:
-        """Whether the first page is all zeros: prepared by a recorder, not begun."""
+    def prepared(self) -> bool:
+        """Whether a recorder made it ahead of need and has not begun it: the first page is zeros,
+        and no write in it names this segment (one that does has lost its header)."""
+        if self.size < PAGE:
+            return False
         try:
-            return self.size >= PAGE and bool(self.open(PAGE).blank)
+            mapped = self.open()
+            return bool(mapped.blank and not mapped.stray_heads(self.index, self.size))
         except (FileNotFoundError, BlockingIOError):
             return True
+        except OSError as error:
+            raise LogDamaged(f"{self.name}: {error.strerror or error}") from error
 
     def open(self, size: int | None = None) -> Any:
         """The map of it. LogDamaged: the medium cannot be read; FileNotFoundError and
