@@ -24,6 +24,9 @@ from appliance.record.reader import Log
 __all__ = ["export", "target"]
 
 ETHERNET = 1
+# Of every interface, whatever the recorder kept of its packets: libpcap, and so tcpdump, refuses a
+# file whose interfaces differ in this. It is tcpdump's own; each packet has its two lengths.
+SNAP_BYTES = 262_144
 NOBODY = 0xFFFFFFFF  # no interface block was written for this port id yet
 
 
@@ -56,8 +59,8 @@ class _Writer:
         if port not in self.interfaces:
             known = self.log.ports.get(port, {})
             name = known.get("interface") or known.get("name") or f"port{port}"
-            self.put(pcapng.interface(known.get("link_type", ETHERNET),
-                                      known.get("snap_bytes", 0), name, known.get("name", "")))
+            self.put(pcapng.interface(known.get("link_type", ETHERNET), SNAP_BYTES, name,
+                                      known.get("name", "")))
             self.numbers[port] = len(self.interfaces)
             self.interfaces[port] = _Interface(len(self.interfaces))
         return self.interfaces[port]
