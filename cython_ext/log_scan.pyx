@@ -57,7 +57,8 @@ STOPS = {
 }
 ENTRY = np.dtype([("seq", "u8"), ("offset", "u8"), ("high_ns", "u8"), ("low_ns", "u8"),
                   ("chain", "u4"), ("spare", "u4")])
-AT_LIMIT, SEALED, NO_WRITE = OC_LOG_AT_LIMIT, OC_LOG_SEALED, OC_LOG_NO_WRITE
+GOES_ON, AT_LIMIT, SEALED, NO_WRITE = (
+    OC_LOG_GOES_ON, OC_LOG_AT_LIMIT, OC_LOG_SEALED, OC_LOG_NO_WRITE)
 
 
 cdef text(const char *place, size_t room):
