@@ -14,7 +14,7 @@ from libc.string cimport memcmp
 
 from cython_ext.log_format cimport (
     OC_LOG_FRAGMENTS, OC_LOG_PACKET, log_next, oc_log_record)
-from cython_ext.log_scan cimport SegmentMap, Walk, gap_of
+from cython_ext.log_scan cimport Walk, gap_of
 from cython_ext.parser cimport oc_packet, oc_parse
 from cython_ext.pcap cimport Filter
 

@@ -122,7 +122,7 @@ cdef class SegmentMap:
     @property
     def blank(self):
         """Whether the first page was all zeros."""
-        return not self.valid and (<bytes>(<char *>&self.head)[:OC_LOG_PAGE]).count(0) == OC_LOG_PAGE
+        return not any((<bytes>(<char *>&self.head)[:OC_LOG_PAGE]))
 
     @property
     def header(self):

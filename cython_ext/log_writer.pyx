@@ -104,8 +104,8 @@ cdef bint put_name(char *place, size_t room, text):
 cdef class LogWriter:
     """Appends to a new or continued log in `directory`.
 
-    ports: (id, name, interface, link_type, snap_bytes) for each. `index`, `seq` and `chain` continue
-    a log where verify says that it ends; `epoch` (tests) makes epochs foreseeable.
+    ports: (id, name, interface, link_type, snap_bytes) for each. `index`, `seq`, `chain` and
+    `fresh` continue a log where recover_to_record says; `epoch` (tests) makes epochs foreseeable.
     """
     cdef oc_log_chain chain
     cdef oc_log_tally *tally

@@ -93,7 +93,9 @@ def examine(store: Store, progress: Progress | None = None) -> Examined:
     """Walks everything. The state is read first: what it promises must then be found."""
     state = store.state()
     alive = live(state)
-    places, found, gaps = [], [], []
+    places: list[Place] = []
+    found: list[Facts] = []
+    gaps: list[dict[str, Any]] = []
     done = 0
     listed = store.segments()
     for place, until in zip(listed, superseded_from(listed), strict=True):

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Fuzz target of the log's reader (cython_ext/include/oc_log_walk.h, oc_log_search.h), for libFuzzer
- * with ASan and UBSan. The input describes a small segment, which the real writer makes, and edits of
- * it; half of the inputs ask that all checksums be made right again afterwards, so that hostile
- * lengths and numbers come past them, as from someone who knows the format. The segment lies in a
- * heap block of exactly its size: a byte read too far is found. Without the new checksums a walk must
- * also give nothing but what was written.
+ * Fuzz target of the log's reader (cython_ext/include/oc_log_walk.h, oc_log_search.h), for
+ * libFuzzer with ASan and UBSan. The input describes a small segment, which the real writer makes,
+ * and edits of it; half of the inputs ask that all checksums be made right again afterwards, so
+ * that hostile lengths and numbers come past them, as from someone who knows the format. The
+ * segment lies in a heap block of exactly its size: a byte read too far is found. Where the
+ * checksums are left as they are, a walk must also give nothing but what was written.
  */
 #include <stdio.h>
 #include <stdlib.h>

@@ -19,7 +19,8 @@ REPORT = {"segments", "records", "bytes", "state", "first_seq", "last_seq", "dur
 
 
 def log(*words, **options):
-    return subprocess.run([*OPENCLAW, *map(str, words)], capture_output=True, timeout=120, **options)
+    command = [*OPENCLAW, *map(str, words)]
+    return subprocess.run(command, capture_output=True, timeout=120, **options)
 
 
 def one_line(done, status: int) -> str:

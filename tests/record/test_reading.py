@@ -150,7 +150,8 @@ def test_times_and_flows_are_read_as_people_write_them():
     for text in ("yesterday", "", "12:00 o'clock"):
         with pytest.raises(ConfigError, match="seconds since 1970"):
             parse_time(text)
-    for text in ("", "udp", "udp 1.2.3.4:1 ::1:2", "udp 1.2.3.4:1 1.2.3.5:70000", "x 1.1.1.1 2.2.2.2"):
+    for text in ("", "udp", "udp 1.2.3.4:1 ::1:2", "udp 1.2.3.4:1 1.2.3.5:70000",
+                 "x 1.1.1.1 2.2.2.2", "udp 1.2.3.4 1.2.3.5"):
         with pytest.raises(ConfigError, match="flow"):
             parse_flow(text)
 
@@ -333,7 +334,8 @@ def test_what_was_published_survives_kill_9(tmp_path):
 
 def test_slots_of_a_device_are_read_like_files(tmp_path):
     """The layout of a block device in a plain file: a state page, then slots in any order."""
-    writer = log_writer.LogWriter(tmp_path / "log", segment_bytes=1 << 18, ports=[(0, "a", "b", 1, 0)])
+    writer = log_writer.LogWriter(tmp_path / "log", segment_bytes=1 << 18,
+                                  ports=[(0, "a", "b", 1, 0)])
     for number in range(5000):
         writer.append(frame(number), BASE_NS + number)
     writer.close()

@@ -163,7 +163,8 @@ def test_a_log_over_several_directories_is_one(tmp_path):
 def test_a_gibibyte_is_recovered_within_two_seconds(tmp_path):
     """The smoke form takes 64 MiB, and only looks at the outcome."""
     size = (1 << 30) if FULL else (64 << 20)
-    with log_writer.LogWriter(tmp_path, segment_bytes=size + (1 << 20), preallocate=False) as writer:
+    with log_writer.LogWriter(tmp_path, segment_bytes=size + (1 << 20),
+                              preallocate=False) as writer:
         packet, number = os.urandom(1514), 0
         while writer.offset < size - (1 << 20):
             number += 1
