@@ -100,15 +100,17 @@ cdef class SegmentMap:
 
     cdef touch(self, uint64_t end):
         """Makes the pages up to `end` ready, or raises OSError."""
-        cdef uint64_t start = self.touched & ~(<uint64_t>OC_LOG_PAGE - 1)
+        if end > self.touched:
+            self.touch_from(self.touched, end)
+            self.touched = end
+
+    cdef touch_from(self, uint64_t start, uint64_t end):
         cdef int rc
-        if end <= self.touched:
-            return
+        start &= ~(<uint64_t>OC_LOG_PAGE - 1)
         with nogil:
             rc = madvise(self.base + start, end - start, POPULATE_READ)
         if rc and c_errno != errno.EINVAL:       # EINVAL: a kernel that does not know it
             raise OSError(errno.EIO, "cannot be read", self.name)
-        self.touched = end
 
     def length(self):
         """Bytes of the segment that exist now."""
@@ -150,12 +152,13 @@ cdef class SegmentMap:
         cdef uint64_t start
         if not self.valid or length < 2 * OC_LOG_PAGE or length > self.size:
             return None
-        self.touch(length)
+        self.touch_from(length - sizeof(last), length)   # the rest may be a disk's worth
         memcpy(&last, self.base + length - sizeof(last), sizeof(last))
         if not log_is_trailer(&last, self.head.epoch):
             return None
         if last.seal > length - OC_LOG_RECORD_BYTES - sizeof(sums):
             return None
+        self.touch_from(last.seal, length)
         memcpy(&r, self.base + last.seal, sizeof(r))
         start = last.seal + OC_LOG_RECORD_BYTES
         if r.kind != OC_LOG_SEAL or log_after(last.seal, r.captured) != length:

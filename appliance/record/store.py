@@ -6,16 +6,18 @@ segments (SegmentMap) but neither reads records nor judges; nothing here changes
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from appliance.dataplane import log_scan, log_writer
-from appliance.errors import ConfigError, LogDamaged
+from appliance.errors import ConfigError, LogDamaged, PortError
 
 __all__ = ["PAGE", "Place", "Store"]
 
@@ -103,6 +105,24 @@ class Store:
         """The one that promises most; of equal ones the newest."""
         return max(self.states(), default=None,
                    key=lambda state: (state["durable_seq"], state["updated_ns"]))
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Holds the lock that a recorder holds while it lives; PortError: one does. A pid tells
+        nothing about a recorder in another container."""
+        with contextlib.ExitStack() as held:
+            for path in self.places:
+                file = path if self.device else path / log_writer.STATE_NAME
+                try:
+                    stream = held.enter_context(open(file, "r+b"))
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except FileNotFoundError:
+                    continue
+                except BlockingIOError:
+                    raise PortError(f"{path}: a recorder is at work on it") from None
+                except OSError as error:
+                    raise ConfigError(f"cannot change log {path}: {error.strerror}") from error
+            yield
 
     # ------------------------------------------------------------------ segments
     def segments(self) -> list[Place]:

@@ -76,6 +76,18 @@ def test_a_torn_log_is_recovered_once_and_a_damaged_one_is_refused(directory):
     assert first.read_bytes() == before
 
 
+def test_a_log_that_is_being_recorded_is_verified_but_not_recovered(tmp_path):
+    writer = log_writer.LogWriter(tmp_path / "log", segment_bytes=1 << 18)
+    writer.append(frame(1), BASE_NS)
+    writer.commit()
+    assert json.loads(log("verify", tmp_path / "log", "--json").stdout)["live"]
+    assert "a recorder is at work" in one_line(log("recover", tmp_path / "log"), 1)
+    with pytest.raises(BlockingIOError):
+        log_writer.LogWriter(tmp_path / "log", segment_bytes=1 << 18)
+    writer.close()
+    assert log("recover", tmp_path / "log").returncode == 0
+
+
 def test_ls_lists_segments_with_their_times(directory):
     done = log("ls", directory, "--json")
     told = json.loads(done.stdout)
