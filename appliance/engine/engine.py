@@ -13,6 +13,7 @@ import threading
 import time
 from typing import Any
 
+from appliance import image
 from appliance.attachment import Attachment, PortSpec, Umem
 from appliance.config import Config, PortConfig
 from appliance.dataplane import Frames
@@ -296,4 +297,5 @@ class Engine:
             "events_total": self.events.total,
             "state": state,
             "reasons": list(dict.fromkeys([*reasons, *governed["reasons"]])),
+            **image.facts(),
         }
