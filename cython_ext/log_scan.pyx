@@ -193,7 +193,8 @@ cdef gap_of(const uint8_t *payload, const oc_log_record *r):
 cdef class Walk:
     """One pass through a segment, from its first write or from an index entry.
 
-    `limit` bytes of it exist; it may be raised. OSError when the medium cannot be read.
+    `limit` bytes of it exist; it may be raised. OSError when the medium cannot be read. An entry
+    that leads nowhere is ignored: where it does lead, the chain proves it.
     """
 
     def __cinit__(self, SegmentMap segment not None, uint64_t limit, *, entry=None):
@@ -202,7 +203,7 @@ cdef class Walk:
         self.segment = segment
         log_walk_begin(&self.walk, segment.base, min(limit, segment.size), &segment.head)
         self.walk.ready = OC_LOG_PAGE
-        if entry is not None:
+        if entry is not None and entry[1] % OC_LOG_PAGE == 0 and entry[1] < self.walk.limit:
             self.walk.offset = self.walk.write_end = entry[1]
             self.walk.seq, self.walk.crc = entry[0], entry[4]
             self.walk.number = ~<uint64_t>0
@@ -220,8 +221,9 @@ cdef class Walk:
     def raise_limit(self, uint64_t limit):
         self.walk.limit = max(self.walk.limit, min(limit, self.segment.size))
 
-    def run(self, uint64_t records=0xffffffffffffffff):
-        """Walks up to `records` more; returns the gaps among them. The GIL is released."""
+    def run(self, uint64_t records=0xffffffffffffffff, *, Py_ssize_t gaps_max=0):
+        """Walks up to `records` more; returns the first `gaps_max` gaps among them. The GIL is
+        released."""
         cdef oc_log_record r
         cdef uint64_t at = 0, count = 0
         cdef bint more = True
@@ -235,7 +237,7 @@ cdef class Walk:
                         break
             if not more:
                 more = self.get_ready()
-            elif r.kind == OC_LOG_GAP:
+            elif r.kind == OC_LOG_GAP and len(gaps) < gaps_max:
                 gaps.append(gap_of(self.walk.base + at, &r))
         return gaps
 

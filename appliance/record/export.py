@@ -75,8 +75,9 @@ class _Writer:
             entry.last_ns = max(entry.last_ns, high)
         self.put(pcapng.packets(batch, self.numbers))
 
-    def losses(self, gaps: list[dict[str, Any]]) -> None:
+    def losses(self) -> None:
         """Gaps of a port are its own; one that names no port is told with the first."""
+        gaps, self.log.gaps = self.log.gaps, []
         for gap in gaps:
             port = gap["port"] if gap["port"] is not None else min(self.log.ports, default=0)
             entry = self.describe(port)
@@ -108,13 +109,14 @@ def export(log: Log, stream: BinaryIO, progress: Callable[[int], object] | None 
                 stream.flush()  # a live export: show what there is
                 continue
             writer.packets(batch)
+            writer.losses()
             packets += len(batch)
             if progress is not None:
                 progress(packets)
     finally:
         for port in sorted(log.ports):
             writer.describe(port)
-        writer.losses(log.gaps)
+        writer.losses()
         writer.end()
         stream.flush()
     return {"packets": packets, "bytes": writer.bytes, "interfaces": len(writer.interfaces),

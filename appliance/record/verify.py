@@ -19,7 +19,7 @@ from appliance.record.verdict import Facts, Verdict, decide, ends_well
 __all__ = ["Examined", "examine", "facts_of", "report", "superseded_from", "verify"]
 
 NO_END = (1 << 64) - 1
-GAPS_MAX = 1000  # listed in a report; the sum counts all
+GAPS_MAX = 1000  # listed in a report, the oldest; `lost` counts all
 Progress = Callable[[int], object]
 
 
@@ -57,7 +57,8 @@ def facts_of(place: Place, limit: int | None = None, gaps: list[dict[str, Any]] 
     walk = log_scan.Walk(mapped, length)
     first = mapped.header["first_seq"]
     most = NO_END if until is None else max(0, until - first)
-    found = _readable(place, lambda: walk.run(most))
+    room = 0 if gaps is None else GAPS_MAX - len(gaps)
+    found = _readable(place, lambda: walk.run(most, gaps_max=room))
     if gaps is not None:
         gaps += found
     header, facts, why = mapped.header, walk.facts, walk.why
@@ -126,7 +127,6 @@ def report(examined: Examined) -> dict[str, Any]:
     records = sum(facts.walk["records"] for facts in kept)
     first = kept[0].header["first_seq"] if kept and kept[0].header else 0
     last = verdict.next_seq - 1
-    gaps = [gap for gap in examined.gaps if gap["seq"] <= last]
     return {
         "segments": len(examined.facts),
         "records": records,
@@ -135,8 +135,8 @@ def report(examined: Examined) -> dict[str, Any]:
         "first_seq": first if last >= first else 0,
         "last_seq": last if last >= first else 0,
         "durable_seq": verdict.durable_seq,
-        "gaps": gaps[:GAPS_MAX],
-        "lost": sum(gap["packets"] for gap in gaps),
+        "gaps": [gap for gap in examined.gaps if gap["seq"] <= last],
+        "lost": sum(facts.walk["lost"] for facts in kept),
         "missing": verdict.missing,
         "cause": verdict.cause,
         "live": examined.live,

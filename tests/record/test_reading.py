@@ -109,6 +109,25 @@ def test_seeking_by_number_goes_to_every_record(log):
         assert len(all_seqs(reader)) == 20_000
 
 
+def test_an_index_that_lies_leads_nowhere_wrong(log):
+    """The seal's entries with other offsets and a payload checksum that is right again."""
+    path = min(log.glob("*.oclog"))
+    data = bytearray(path.read_bytes())
+    seal = int.from_bytes(data[-16:-8], "little")
+    rng = random.Random(SEED)
+    for at in range(seal + 48 + 72, len(data) - 32 - 40, 40):
+        offset = rng.choice([8, 4096, 8192, 1 << 40, (1 << 64) - 4096, (1 << 64) - 8, 12_345])
+        data[at + 8:at + 16] = offset.to_bytes(8, "little")
+    payload = log_scan.checksum(bytes(data[seal + 48:]))
+    data[seal + 4:seal + 8] = payload.to_bytes(4, "little")
+    path.write_bytes(data)
+    for seq in (1, 2, 700, 1500, 1900):
+        with appliance.open_log(log) as reader:
+            reader.seek(seq=seq)
+            assert int(next(iter(reader)).seqs[0]) == seq, f"seed {SEED}"
+    assert record.verify(record.Store(log))["state"] == "damaged"
+
+
 def test_seeking_by_time_finds_what_is_not_earlier_also_out_of_order(tmp_path):
     rng = random.Random(SEED)
     times = [BASE_NS + number * 1000 + rng.randrange(-200_000, 200_000) for number in range(6000)]
