@@ -69,36 +69,37 @@ class Place:
 
 
 class Store:
-    """The directories of one log, or its block device."""
+    """The directories of one log, or its block devices."""
 
     def __init__(self, where: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> None:
         several = [where] if isinstance(where, (str, os.PathLike)) else list(where)
         self.places = [Path(one) for one in several]
         if not self.places:
             raise ConfigError("a log needs a directory")
+        kinds = set()
         for path in self.places:
             try:
                 mode = path.stat().st_mode
             except OSError as error:
                 raise ConfigError(f"cannot open log {path}: {error.strerror}") from error
-            if len(self.places) > 1 and not stat.S_ISDIR(mode):
-                raise ConfigError(f"{path}: of several places of a log each is a directory")
-        self.device = not self.places[0].is_dir()
+            kinds.add(stat.S_ISDIR(mode))
+        if len(kinds) > 1:
+            raise ConfigError(f"{several[0]}: the places of a log are all directories or all devices")
+        self.device = kinds == {False}
         self.name = ", ".join(str(path) for path in self.places)
 
     # ------------------------------------------------------------------ state
     def states(self) -> list[State]:
         """The state page of each place that has a valid one."""
-        found = []
-        for path in self.places:
-            file = path if self.device else path / log_writer.STATE_NAME
-            try:
-                with open(file, "rb") as stream:
-                    state = log_scan.read_state(stream.read(PAGE))
-            except OSError:
-                continue
-            if state is not None:
-                found.append(state)
+        return [state for path in self.places if (state := self._state_of(path)) is not None]
+
+    def _state_of(self, path: Path) -> State | None:
+        file = path if self.device else path / log_writer.STATE_NAME
+        try:
+            with open(file, "rb") as stream:
+                found: State | None = log_scan.read_state(stream.read(PAGE))
+        except OSError:
+            return None
         return found
 
     def state(self) -> State | None:
@@ -147,20 +148,20 @@ class Store:
                 yield Place(int(named[1]), Path(entry.path), min(size, SEGMENT_BYTES_MAX))
 
     def _slots(self) -> Iterable[Place]:
-        path = self.places[0]
-        total = _size(path)
-        slot_bytes, slots = self._geometry(path, total)
-        for number in range(slots):
-            start = DEVICE_FIRST + number * slot_bytes
-            if start + slot_bytes > total:
-                break
-            place = Place(0, path, slot_bytes, start, slot=True)
-            header = place.open(PAGE).header
-            if header is not None:
-                yield Place(header["index"], path, slot_bytes, start, slot=True)
+        for path in self.places:
+            total = _size(path)
+            slot_bytes, slots = self._geometry(path, total)
+            for number in range(slots):
+                start = DEVICE_FIRST + number * slot_bytes
+                if start + slot_bytes > total:
+                    break
+                place = Place(0, path, slot_bytes, start, slot=True)
+                header = place.open(PAGE).header
+                if header is not None:
+                    yield Place(header["index"], path, slot_bytes, start, slot=True)
 
     def _geometry(self, path: Path, total: int) -> tuple[int, int]:
-        state = self.state()
+        state = self._state_of(path)
         if state is not None and state["slot_bytes"] >= PAGE:
             return state["slot_bytes"], state["slots"]
         if total >= DEVICE_FIRST + PAGE:

@@ -351,29 +351,47 @@ def test_what_was_published_survives_kill_9(tmp_path):
                 assert all(bytes(r) == (r.seq - 1).to_bytes(8, "big") * 40 for r in batch)
 
 
-def test_slots_of_a_device_are_read_like_files(tmp_path):
-    """The layout of a block device in a plain file: a state page, then slots in any order."""
-    writer = log_writer.LogWriter(tmp_path / "log", segment_bytes=1 << 18,
-                                  ports=[(0, "a", "b", 1, 0)])
-    for number in range(5000):
-        writer.append(frame(number), BASE_NS + number)
-    writer.close()
-    files = sorted((tmp_path / "log").glob("*.oclog"))
-    device = tmp_path / "device"
+def lay_slots(device, paths, slots: int):
+    """The layout of a block device in a plain file, without a state page."""
     with open(device, "wb") as file:
-        for slot, path in enumerate(files[2:] + files[:2]):
+        for slot, path in enumerate(paths):
             file.seek(log_scan.DEVICE_FIRST + slot * (1 << 18))
             file.write(path.read_bytes())
-        file.truncate(log_scan.DEVICE_FIRST + (len(files) + 1) * (1 << 18))
+        file.truncate(log_scan.DEVICE_FIRST + slots * (1 << 18))
+    return device
+
+
+@pytest.fixture
+def segments(tmp_path):
+    """The files of a log of 5,000 packets."""
+    with log_writer.LogWriter(tmp_path / "log", segment_bytes=1 << 18) as writer:
+        for number in range(5000):
+            writer.append(frame(number), BASE_NS + number)
+    return sorted((tmp_path / "log").glob("*.oclog"))
+
+
+def test_slots_of_a_device_are_read_like_files_and_recovered_in_place(tmp_path, segments):
+    device = lay_slots(tmp_path / "device", segments[2:] + segments[:2], len(segments) + 1)
     with appliance.open_log(device) as reader:
         assert all_seqs(reader) == list(range(1, 5001)) and reader.state == "clean"
     with open(device, "r+b") as file:  # the end of the last one is torn
-        at = log_scan.DEVICE_FIRST + (len(files) - 3) * (1 << 18)
-        file.seek(at + files[-1].stat().st_size - 8192)
+        at = log_scan.DEVICE_FIRST + (len(segments) - 3) * (1 << 18)
+        file.seek(at + segments[-1].stat().st_size - 8192)
         file.write(bytes(8192))
     told = record.recover(record.Store(device))
     assert told["state"] == "torn" and told["cut_bytes"] > 0
     assert record.verify(record.Store(device))["state"] == "clean"
+    assert record.recover(record.Store(device))["cut_bytes"] == 0
+
+
+def test_a_log_over_two_devices_is_one(tmp_path, segments):
+    devices = [lay_slots(tmp_path / "one", segments[::2], 5),
+               lay_slots(tmp_path / "two", segments[1::2], 5)]
+    with appliance.open_log(devices) as reader:
+        assert all_seqs(reader) == list(range(1, 5001)) and reader.state == "clean"
+    assert record.verify(record.Store(devices[0]))["state"] == "damaged"
+    with pytest.raises(ConfigError, match="all directories or all devices"):
+        record.Store([devices[0], tmp_path / "log"])
 
 
 def test_a_directory_that_is_none_is_one_line(tmp_path):
