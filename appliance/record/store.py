@@ -84,7 +84,8 @@ class Store:
                 raise ConfigError(f"cannot open log {path}: {error.strerror}") from error
             kinds.add(stat.S_ISDIR(mode))
         if len(kinds) > 1:
-            raise ConfigError(f"{several[0]}: the places of a log are all directories or all devices")
+            raise ConfigError(
+                f"{several[0]}: the places of a log are all directories or all devices")
         self.device = kinds == {False}
         self.name = ", ".join(str(path) for path in self.places)
 
