@@ -132,7 +132,8 @@ class Log:
         after = batch.next_seq
         if len(batch) and int(batch.seqs[0]) < self.next_seq:
             batch = batch.select(batch.seqs >= self.next_seq)
-        self.gaps += [gap for gap in batch.gaps if gap["seq"] >= self.next_seq]
+        self.gaps += [gap for gap in batch.gaps
+                      if gap["seq"] >= self.next_seq and self.selection.overlaps(gap)]
         del self.gaps[:-GAPS_MAX]
         self.next_seq = max(self.next_seq, after)
         return self.selection.of(batch)

@@ -142,6 +142,16 @@ def test_seeking_by_time_finds_what_is_not_earlier_also_out_of_order(tmp_path):
             assert all_seqs(reader) == expected, f"seed {SEED}, {low} to {high}"
 
 
+def test_only_losses_of_the_wanted_time_are_told(tmp_path):
+    with log_writer.LogWriter(tmp_path, segment_bytes=1 << 18) as writer:
+        for number in range(10):
+            writer.append(frame(number), BASE_NS + number * 10)
+            writer.gap(BASE_NS + number * 10 + 2, BASE_NS + number * 10 + 4, {"device": number})
+    with appliance.open_log(tmp_path, start=BASE_NS + 23, end=BASE_NS + 52) as reader:
+        assert all_seqs(reader) == [7, 9, 11]
+        assert [gap["packets"] for gap in reader.gaps] == [2, 3, 4, 5]
+
+
 def test_filters_select_what_tcpdump_would_and_conversations_both_ways(tmp_path):
     with log_writer.LogWriter(tmp_path, segment_bytes=1 << 20) as writer:
         for number in range(3000):
