@@ -29,6 +29,9 @@ cdef class LogRecord:
     cdef LogBatch batch
     cdef Py_ssize_t place
 
+    def __init__(self):
+        raise TypeError("a record comes from a batch")
+
     @property
     def seq(self):
         return int(self.batch.seqs[self.place])
@@ -73,6 +76,9 @@ cdef class LogBatch:
     offsets into `data`, the map of the segment. `gaps` are losses that the recorder noted among
     these records. batch[i] is a LogRecord; memoryview(batch[i]) its bytes, read-only, no copy.
     """
+    def __init__(self):
+        raise TypeError("a batch comes from a log")
+
     @staticmethod
     def empty():
         """A batch of nothing."""

@@ -65,6 +65,9 @@ def test_batches_have_columns_and_records_are_views(log):
             assert batch.data[start:start + 80] == memoryview(batch[0])
             with pytest.raises(IndexError):
                 batch[len(batch)]
+            for kind in (type(batch), type(one)):
+                with pytest.raises(TypeError, match="comes from"):
+                    kind()
             count += len(batch)
     assert count == 20_000 and reader.state == "clean"
 
