@@ -13,7 +13,7 @@ from appliance.errors import LogDamaged
 from appliance.record.select import Selection
 from appliance.record.store import PAGE, SEGMENT_BYTES_MAX, Place, Store, live
 from appliance.record.verdict import Verdict, decide
-from appliance.record.verify import facts_of
+from appliance.record.verify import facts_of, superseded_from
 
 __all__ = ["Cursor"]
 
@@ -33,18 +33,18 @@ class Cursor:
         self._map: Any = None
         self._walk: Any = None
         self._seq, self._chain = 0, 0  # what the next segment must continue
+        self._until: int | None = None  # from there on the next segment has the records anew
 
     def begin(self, next_seq: int) -> bool:
         """Opens the segment to begin with; False: there is none yet, or it has no header."""
-        places = self.store.segments()
         best = None
-        for place in places:
+        for place in self.store.segments():
             try:
                 header, seal = self._peek(place)
             except GONE:
                 continue
             if header is None:
-                if best is None and self.place is None:
+                if best is None and self.place is None and not place.prepared():
                     self.place = place  # for the verdict
                 continue
             if next_seq and header["first_seq"] > next_seq and best is not None:
@@ -62,6 +62,10 @@ class Cursor:
             return log_read.LogBatch.empty()
         place = self.place
         assert place is not None
+        if self._until is not None:
+            max_records = min(max_records, self._until - self._walk.facts["seq"])
+            if max_records <= 0:
+                return log_read.LogBatch.empty()
         try:
             batch = log_read.read_batch(self._walk, max_records, BATCH_BYTES)
         except OSError as error:
@@ -85,15 +89,17 @@ class Cursor:
         alive = live(state)
         here = -1 if self.place is None else self.place.index
         facts = []
-        for place in self.store.segments():
+        listed = self.store.segments()
+        for place, until in zip(listed, superseded_from(listed), strict=True):
             if place.index < here or (alive and state and place.index > state["index"]):
                 continue
             newest = alive and state is not None and place.index == state["index"]
             try:
-                facts.append(facts_of(place, state["published"] if newest and state else None))
+                facts.append(facts_of(place, state["published"] if newest and state else None,
+                                      until=until))
             except GONE:
                 continue
-        return decide(facts, state)
+        return decide([one for one in facts if not one.prepared], state)
 
     # ------------------------------------------------------------------ segments
     def _peek(self, place: Place) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
@@ -121,6 +127,8 @@ class Cursor:
         self.ports.update((port["id"], port) for port in header["ports"])
         limit = self._limit()
         self._walk = log_scan.Walk(self._map, limit)
+        after = self._next_of([p for p in self.store.segments() if p.index > place.index])
+        self._until = after[1]["first_seq"] if after and after[1]["fresh"] else None
         seal = self._map.seal(min(self._map.length(), limit))
         entry = self._entry(seal["index"] if seal else (), next_seq)
         if entry is not None:
@@ -161,22 +169,35 @@ class Cursor:
         places = self.store.segments()
         while self.place is not None:
             here = self.place.index
-            later = [p for p in places if p.index > here and (newest is None or p.index <= newest)]
-            if not later:
+            found = self._next_of([p for p in places if p.index > here
+                                   and (newest is None or p.index <= newest)])
+            if found is None:
                 return False
-            try:
-                header, seal = self._peek(later[0])
-            except GONE:
-                return False  # a later one will do, when it is listed again
-            if header is None or not self._continues(header, later[0], places):
+            after, header, seal = found
+            if not self._continues(header, places):
                 return False
-            if self.selection.may_hold(seal) or seal is None:
-                return self._open(later[0])
-            self.place, self._walk = later[0], None  # nothing in it is wanted
+            if self.selection.may_hold(seal):
+                return self._open(after)
+            assert seal is not None
+            self.place, self._walk = after, None  # nothing in it is wanted
             self._seq, self._chain = seal["last_seq"] + 1, -1
         return False
 
-    def _continues(self, header: dict[str, Any], after: Place, places: list[Place]) -> bool:
+    def _next_of(self, later: list[Place]) -> Any | None:
+        """The first of these that has been begun, with header and seal; None: there is none, or
+        its header does not hold, or it is just being recycled."""
+        for place in later:
+            try:
+                header, seal = self._peek(place)
+            except GONE:
+                return None
+            if header is not None:
+                return place, header, seal
+            if not place.prepared():
+                return None
+        return None
+
+    def _continues(self, header: dict[str, Any], places: list[Place]) -> bool:
         assert self.place is not None
         if header["fresh"] and header["first_seq"] <= self._seq:
             return True
@@ -185,6 +206,5 @@ class Cursor:
             return True  # this one was there when it was opened: recycled since
         whole = self._walk is None or self._walk.stop in (
             log_scan.SEALED, log_scan.AT_LIMIT, log_scan.NO_WRITE)
-        return (whole and after.index == self.place.index + 1
-                and header["first_seq"] == self._seq
+        return (whole and header["first_seq"] == self._seq
                 and (header["fresh"] or self._chain in (-1, header["chain"])))

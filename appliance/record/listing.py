@@ -43,7 +43,7 @@ def _segment(place: Place, newest: bool) -> dict[str, Any]:
                              "lost": None, "from_ns": None, "to_ns": None, "ports": []}
     mapped = place.open() if place.size >= PAGE else None
     if mapped is None or not mapped.valid:
-        return found
+        return found | ({"state": "prepared"} if mapped is not None and mapped.blank else {})
     header = mapped.header
     found |= {"state": "recording" if newest else "open", "first_seq": header["first_seq"],
               "from_ns": header["created_ns"], "ports": header["ports"]}

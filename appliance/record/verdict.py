@@ -37,6 +37,7 @@ class Facts:
     why: str = ""
     evidence: Evidence = field(default_factory=dict)
     stray_heads: int = 0  # writes that name this segment, where the header is lost
+    prepared: bool = False  # nothing but zeros where the header will be, and no writes: not begun
 
     @property
     def seq(self) -> int:
@@ -63,8 +64,8 @@ class Verdict:
 def ends_well(facts: Facts) -> bool:
     """Whether a walk ended where a write ended, with nothing of this segment behind it."""
     stop = facts.walk["stop"]
-    if stop in (log_scan.SEALED, log_scan.AT_LIMIT):
-        return True
+    if stop in (log_scan.GOES_ON, log_scan.SEALED, log_scan.AT_LIMIT):
+        return True  # GOES_ON: the rest is superseded, and was not looked at
     return bool(stop == log_scan.NO_WRITE and not facts.evidence.get("first_at"))
 
 
@@ -182,11 +183,11 @@ def _link(facts: Facts, after: Facts) -> str:
     assert after.header is not None
     if not ends_well(facts) and facts.walk["stop"] != log_scan.NO_WRITE:
         return facts.why
-    if after.index != facts.index + 1:
-        return f"{after.index - facts.index - 1} segments after it are missing"
     if after.header["first_seq"] != facts.seq:
         count = after.header["first_seq"] - facts.seq
-        return f"{count} records after it are missing" if count > 0 else "the next one overlaps it"
+        where = f", with segment {facts.index + 1}" if after.index > facts.index + 1 else ""
+        return (f"{count} records after it are missing{where}" if count > 0
+                else "the next one overlaps it")
     if not after.header["fresh"] and after.header["chain"] != facts.walk["chain"]:
         return "the next one does not continue its chain"
     return ""
