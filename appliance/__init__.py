@@ -24,6 +24,7 @@ __all__ = [
     "ConfigError",
     "Frame",
     "HostError",
+    "Log",
     "LogDamaged",
     "MemoryExhausted",
     "OpenClawError",
@@ -31,7 +32,11 @@ __all__ = [
     "PortError",
     "Rule",
     "StaleFrame",
+<<<<<<< HEAD
     "attach",
+=======
+    "open_log",
+>>>>>>> main
     "open_port",
 ]
 
@@ -42,10 +47,17 @@ def __getattr__(name: str):
         from appliance import port
 
         return getattr(port, name)
+<<<<<<< HEAD
     if name in ("AttachedPort", "attach"):
         from appliance import attaching
 
         return getattr(attaching, name)
+=======
+    if name in ("Log", "open_log"):
+        from appliance import record
+
+        return getattr(record, name)
+>>>>>>> main
     if name == "Rule":
         from appliance.steering import Rule
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from appliance.dataplane import Frames, LoopQueue, Queue, XskQueue
 from appliance.errors import ConfigError, HostError, PortError
-from appliance.net import InterfaceInfo, Settings, in_netns, inside, interface
+from appliance.net import InterfaceInfo, Pause, Settings, in_netns, inside, interface, pause_of
 from appliance.net.zerocopy import verdict
 from appliance.plan import ETHERNET_BYTES, QueuePlan, packet_bytes_max, size_queue
 from appliance.refusal import refused
@@ -29,6 +29,9 @@ class Attachment:
     With `rules` None the port only sends: no program is attached. `umems` gives for each queue the
     memory that it uses; without it every queue has its own.
     """
+
+    # Which of the kernel's drops come after the rules, and so between `consumed` and us
+    LOST_ON_THE_WAY: tuple[str, ...] = KERNEL_DROPS
 
     def __init__(
         self,
@@ -47,28 +50,38 @@ class Attachment:
         self.settings: Settings | None = None
         self.attach_mode: str | None = None
         self.facts: InterfaceInfo | None = None
+        self._pause: Pause | None = None
         self._reasons: list[str] = []
         self._last: tuple[dict[str, Any], dict[str, Any]] | None = None
         try:
-            if spec.backend == "loop":
-                self._open_loop(umems)
-                return
-            if rules is not None:
-                # Compiled first: a rule that cannot be is found before anything is touched.
-                self.steering = Steering(
-                    rules,
-                    jumbo=spec.jumbo,
-                    keep_management=keep_management,
-                    no_socket=no_socket,
-                )
-            self.facts = interface(spec.interface, spec.netns)
-            self._check()
-            self._open_afxdp(umems)
+            self._open(rules, keep_management, no_socket, umems)
         except BaseException:
             self.close()
             raise
 
     # ------------------------------------------------------------------------------------- open
+
+    def _open(
+        self,
+        rules: Sequence[Rule] | None,
+        keep_management: bool,
+        no_socket: str,
+        umems: Sequence[Umem] | None,
+    ) -> None:
+        if self.spec.backend == "loop":
+            self._open_loop(umems)
+            return
+        if rules is not None:
+            # Compiled first: a rule that cannot be is found before anything is touched.
+            self.steering = Steering(
+                rules,
+                jumbo=self.spec.jumbo,
+                keep_management=keep_management,
+                no_socket=no_socket,
+            )
+        self.facts = interface(self.spec.interface, self.spec.netns)
+        self._check()
+        self._open_afxdp(umems)
 
     def _queue_numbers(self) -> list[int]:
         if self.facts is None:
@@ -129,16 +142,9 @@ class Attachment:
         for number, umem in zip(numbers, self._umems(umems, len(numbers)), strict=True):
             plan = size_queue(self.name, number, self.spec.frames, self.spec.frame_bytes, 0, None)
             self.plans.append(plan)
+            rings = (plan.rx_ring, plan.tx_ring, plan.fill_ring, plan.fill_target)
             self.queues.append(
-                LoopQueue(
-                    self._frames(plan, umem),
-                    number,
-                    plan.rx_ring,
-                    plan.tx_ring,
-                    plan.fill_ring,
-                    plan.fill_target,
-                    self.spec.jumbo,
-                )
+                LoopQueue(self._frames(plan, umem), number, *rings, self.spec.jumbo)
             )
 
     def _mode(self) -> str:
@@ -163,9 +169,10 @@ class Attachment:
                     self.name, number, self.spec.frames, self.spec.frame_bytes, hardware_ring, node
                 )
             )
-        if self.spec.poll != "irq":
+        if self.spec.poll != "irq" or self.spec.pause:
             self.settings = Settings(self.spec.interface, self.spec.netns)
-            self.settings.polling()
+            self.settings.of_port(self.spec.poll, self.spec.pause)
+        self._pause = pause_of(self.spec.interface, self.spec.netns)
         in_netns(self.spec.netns, self._open_sockets, mode, memory)
 
     def _open_sockets(self, mode: str, umems: Sequence[Umem]) -> None:
@@ -246,6 +253,8 @@ class Attachment:
             "queues": [plan.queue for plan in self.plans],
             "poll": self.spec.poll,
             "jumbo": self.spec.jumbo,
+            # Of the NIC: without it, withholding FILL drops. None: the driver has none.
+            "pause": None if self._pause is None else {"rx": self._pause.rx, "tx": self._pause.tx},
             "frame_bytes": self.spec.frame_bytes,
             "backing": first.backing,
             "numa_node": first.numa_node if first.numa_node >= 0 else None,
@@ -263,11 +272,10 @@ class Attachment:
                 kernel[name] = kernel.get(name, 0) + count
             for name, count in queue.statistics().items():
                 own[name] = own.get(name, 0) + count
-        lost = {
-            **{name: kernel[name] for name in KERNEL_DROPS},
-            **{name: own[name] for name in OWN_DROPS},
-        }
-        drops = dict(lost)
+        before = {name: kernel[name] for name in KERNEL_DROPS}
+        after = {name: own[name] for name in OWN_DROPS}
+        lost = {**{name: before[name] for name in self.LOST_ON_THE_WAY}, **after}
+        drops = {**before, **after}
         steering: dict[str, Any] = (
             self.steering.counters()
             if self.steering is not None
@@ -281,8 +289,7 @@ class Attachment:
             "starved": own["starved"],
             "wakeups": own["wakeups"],
             "kernel": kernel,
-            # Between the program and us: consumed = rx_frames + the sum of these.
-            "lost": lost,
+            "lost": lost,  # on the way to us: consumed = rx_frames + the sum of these
             # Received all the same, as rule 0: a worker then drops them as no_consumer.
             "invalid_metadata": own["invalid_metadata"],
         }

@@ -19,14 +19,15 @@ from typing import Any
 from appliance.asynchronous import batches
 from appliance.attachment import Attachment, PortSpec
 from appliance.dataplane import Batch, Endpoint, Frame
+from appliance.dpdk import attachment_of
 from appliance.errors import ConfigError, PortError
 from appliance.holding import CULPRIT, Holding
-from appliance.memory import report
+from appliance.memory import history, report
 from appliance.steering import Rule
 
 
 def open_port(
-    interface: str,
+    interface: str = "",
     match: str | None = None,
     *,
     rules: Sequence[Rule] | None = None,
@@ -38,12 +39,16 @@ def open_port(
     attach: str = "auto",
     poll: str = "irq",
     jumbo: bool = False,
+    pause: str = "",
     quota_frames: int = 1024,
     policy: str = "reliable",
     max_hold_ms: int | None = None,
     mid_cap_mib: int = 64,
     hugepages: str = "auto",
     backend: str = "afxdp",
+    device: str = "",
+    promiscuous: bool = True,
+    mtu: int | None = None,
     no_socket: str = "pass",
     transmit_only: bool = False,
 ) -> Port:
@@ -59,37 +64,33 @@ def open_port(
     attach        "auto" (native, else generic), "native", "generic".
     poll          "irq", "defer" (interrupts deferred while we look) or "busy" (never sleeps).
     jumbo         packets that span several frames, up to 64 KiB (Linux 6.6 or later).
+    pause         "on" or "off": Ethernet pause, set while the port is open; "" leaves it as it is.
     quota_frames  how many frames the program may hold or view past their batch.
     policy        what happens to a hold beyond the quota: "reliable" copies the packet to the mid
                   tier (at most mid_cap_mib, taken when it is first needed), "lossy" ends the oldest
                   hold that nobody looks at, "strict" raises MemoryExhausted.
     max_hold_ms   holds that are older are copied out (reliable) or end (lossy) when recv() goes on,
                   or at sweep(); frames with a live view stay.
-    backend       "afxdp", or "loop": in memory, what is sent comes back.
+    backend       "afxdp"; "dpdk": a DPDK device; "loop": in memory, what is sent comes back.
+    device        with backend dpdk instead of the interface: "0000:03:00.0", "net_null0",
+                  "net_af_xdp0,iface=eth1"; with promiscuous and mtu, which DPDK then sets.
     no_socket     "pass" or "drop": what happens to consumed packets when the port is gone.
     transmit_only no program is attached and nothing is received; match is not needed.
 
     Raises ConfigError (bad argument), HostError (the host lacks something), PortError (refused).
     """
     spec = PortSpec(
-        interface=interface,
-        netns=netns,
-        backend=backend,
-        queues=queues,
-        mode=mode,
-        attach=attach,
-        poll=poll,
-        jumbo=jumbo,
-        frames=frames,
-        frame_bytes=frame_bytes,
-        hugepages=hugepages,
-    )
+        interface or device.split(",")[0], netns=netns, backend=backend, queues=queues, mode=mode,
+        attach=attach, poll=poll, jumbo=jumbo, pause=pause, frames=frames,
+        frame_bytes=frame_bytes, hugepages=hugepages, device=device, promiscuous=promiscuous,
+        mtu=mtu,
+    )  # fmt: skip
     if rules is None and match is not None:
         rules = [Rule(match=match, action="consume")]
     if rules is None and not transmit_only and backend != "loop":
         raise ConfigError("match: none: a port without a rule would hide its traffic ('' is all)")
     holding = Holding(quota_frames, policy, max_hold_ms, mid_cap_mib)
-    attachment = Attachment(spec, None if transmit_only else rules, no_socket=no_socket)
+    attachment = attachment_of(spec)(spec, None if transmit_only else rules, no_socket=no_socket)
     try:
         return Port(attachment, holding)
     except BaseException:
@@ -213,6 +214,24 @@ class Port:
             self._holding.tier,
             self._holding.events.listed(),
         )
+
+    def keep_history(self, on: bool) -> None:
+        """Notes the last 16 operations of each frame from now on: who, when, which. Or no more.
+
+        It is for finding who lost a frame: while it is on, each operation takes a lock.
+        """
+        for queue in self._attachment.queues:
+            queue.frames.keep_history(on)
+        if self._holding.tier is not None:
+            self._holding.tier.keep_history(on)
+
+    def history(self, frame: Frame | int, queue: int = 0) -> dict[str, Any]:
+        """What was done with a frame, or with the frame of that number (of the n-th queue)."""
+        number = frame if isinstance(frame, int) else frame.number
+        queues = self._attachment.queues
+        if not 0 <= queue < len(queues):
+            raise ConfigError(f"queue: {queue}: 0 to {len(queues) - 1}")
+        return history.of_frame(queues[queue].frames, number)
 
     # ---------------------------------------------------------------------------------- rules
 

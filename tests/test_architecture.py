@@ -16,16 +16,17 @@ PACKAGE = ROOT / "appliance"
 
 # Lower number: nearer to the ground. A unit is a package or module directly under appliance/.
 LAYERS = {
-    "errors": 0, "limits": 0,
+    "errors": 0, "limits": 0, "image": 0,
     "config": 1,
     "plan": 2, "dataplane": 2,
     "asynchronous": 3, "capture": 3, "handshake": 3, "net": 3, "pacing": 3, "spec": 3,
     "steering": 4, "refusal": 4, "memory": 4, "record": 4, "observe": 4,
-    "attachment": 5, "holding": 5,
+    "attachment": 5, "holding": 5, "dpdk": 5.5,
     "attaching": 6, "port": 6, "consumer": 6,
     "engine": 7, "replay": 7,
     "demo": 8, "bench": 8, "doctor": 8,
-    "cli": 9,
+    "update": 9,
+    "cli": 10,
 }
 
 # Library -> the only places (files or folders under the root) that may import it

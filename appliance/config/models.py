@@ -107,12 +107,16 @@ NamespaceName = Annotated[
 ]
 
 
+<<<<<<< HEAD
 _Names = Annotated[
     tuple[Annotated[str, Field(min_length=1, max_length=64)]
           | Annotated[int, Field(ge=0, lt=1 << 32)], ...],
     Field(strict=False, max_length=limits.SHARE_NAMES_MAX),
     Allowed(f"a list of at most {limits.SHARE_NAMES_MAX} names or numbers"),
 ]
+=======
+NodeNumber = Annotated[int, Field(ge=0, lt=limits.NUMA_NODES_MAX)]
+>>>>>>> main
 
 
 class _Model(BaseModel):
@@ -123,7 +127,7 @@ class _Model(BaseModel):
 
 class MemoryConfig(_Model):
     hugepages: Annotated[
-        Literal["auto", "require", "off"], _one_of("auto", "require", "off")
+        Literal["auto", "require", "off", "1G"], _one_of("auto", "require", "off", "1G")
     ] = "auto"
     frame_bytes: Annotated[Literal[2048, 4096], Allowed("2048 or 4096")] = 4096
     frames_per_queue: Annotated[
@@ -138,8 +142,14 @@ class MemoryConfig(_Model):
         Allowed(f"0 (none) or 2..{limits.MID_CAP_MIB_MAX}"),
     ] = 256
     numa: Annotated[
-        Literal["auto"] | Annotated[int, Field(ge=0, lt=limits.NUMA_NODES_MAX)],
+        Literal["auto"] | NodeNumber,
         Allowed(f'"auto" or a node number 0..{limits.NUMA_NODES_MAX - 1}'),
+    ] = "auto"
+    mid_numa: Annotated[
+        Literal["auto"]
+        | NodeNumber
+        | Annotated[list[NodeNumber], AfterValidator(_queue_list)],
+        Allowed(f'"auto" (as numa), a node 0..{limits.NUMA_NODES_MAX - 1}, or a list of nodes'),
     ] = "auto"
     report: Annotated[
         str,
@@ -175,6 +185,13 @@ class PortConfig(_Model):
     ] = "auto"
     poll: Annotated[Literal["irq", "defer", "busy"], _one_of("irq", "defer", "busy")] = "irq"
     jumbo: Annotated[bool, Allowed("true or false")] = False
+    pause: Annotated[
+        Literal["", "on", "off"], Allowed('"on", "off", or "" to leave it as it is')
+    ] = ""
+    promiscuous: Annotated[bool, Allowed("true or false")] = True
+    mtu: Annotated[
+        int, Field(ge=68, le=limits.MTU_MAX), Allowed(f"68..{limits.MTU_MAX}")
+    ] | None = None
     no_socket: Annotated[Literal["pass", "drop"], _one_of("pass", "drop")] = "pass"
 
 

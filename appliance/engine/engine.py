@@ -13,10 +13,12 @@ import threading
 import time
 from typing import Any
 
-from appliance.attachment import Attachment, PortSpec, Umem
+from appliance import image
+from appliance.attachment import Attachment, Umem
 from appliance.config import Config, PortConfig
 from appliance.dataplane import Frames
-from appliance.engine import build, check, cpus, governor, places, statistics
+from appliance.dpdk import Device, DpdkAttachment, attachment_of
+from appliance.engine import build, check, cpus, governor, opening, past, places, statistics
 from appliance.engine.crew import Crew
 from appliance.engine.guard import Guard
 from appliance.engine.share_socket import ShareSocket
@@ -44,6 +46,7 @@ class Engine:
         self._lock = threading.RLock()
         self._ports: dict[str, Attachment] = {}
         self._links: dict[str, Link] = {}
+        self._devices: dict[str, Device] = {}
         self._crew: Crew | None = None
         self._rules: Rules | None = None
         self.events = EventLog()
@@ -90,6 +93,8 @@ class Engine:
             if port.interface is not None
         }
         facts = {name: check.facts_of(info) for name, info in found.items()}
+        opening.plug(self.config, self._devices)
+        facts |= {name: device.facts() for name, device in self._devices.items()}
         check.hugepages(self.config, check.planned(self.config, facts))
         layout = build.layout(self.config, facts)
         self.mid = places.mid_tier(self.config, facts)
@@ -100,8 +105,9 @@ class Engine:
             queues = range(len(layout.queues[port.name]))
             groups = [layout.group_of(port.name, at)[0] for at in queues]
             mode = places.mode(self.config, layout.groups[groups[0]], port.name, found)
-            self._ports[port.name] = Attachment(
-                self._spec(port, mode),
+            spec = opening.spec(self.config, port, mode, self._devices.get(port.name))
+            self._ports[port.name] = attachment_of(spec)(
+                spec,
                 [Rule.of(entry) for entry in self.config.rules_of(port.name)],
                 no_socket=port.no_socket,
                 umems=[umems[place] for place in groups],
@@ -127,24 +133,6 @@ class Engine:
             for port in self.config.ports:
                 rules = [Rule.of(entry) for entry in self.config.rules_of(port.name)]
                 self._guard.set_rules(port.name, rules)
-
-    def _spec(self, port: PortConfig, mode: str) -> PortSpec:
-        memory = self.config.memory
-        return PortSpec(
-            interface=port.interface or port.name,
-            name=port.name,
-            netns=port.netns or None,
-            backend=port.backend,
-            queues=port.queues,
-            mode=mode,
-            attach=port.attach,
-            poll=port.poll,
-            jumbo=port.jumbo,
-            frames=memory.frames_per_queue,
-            frame_bytes=memory.frame_bytes,
-            hugepages=memory.hugepages,
-            numa=memory.numa,
-        )
 
     def _watch(self, port: PortConfig, info: InterfaceInfo | None) -> None:
         if info is not None:
@@ -206,6 +194,8 @@ class Engine:
             self._final = self._collect()
         for attachment in self._ports.values():
             attachment.close()
+        for device in self._devices.values():
+            device.close()
         for link in self._links.values():
             link.close()
         if self._share_socket is not None:
@@ -244,6 +234,13 @@ class Engine:
             self._guard.summary() if self._guard is not None else None,
         )
 
+    def history(self, action: object, what: object = "") -> dict[str, Any]:
+        """"on", "off", or "show" with an object: what was done with a frame or a slab."""
+        with self._lock:
+            self._running()
+            memories = statistics.memories(self._ports.values())
+            return past.ask(memories, self.mid, self.events, action, what)
+
     def rules(self) -> list[dict[str, Any]]:
         """The rules in force with their ids and what they matched, port by port, in order."""
         with self._lock:
@@ -274,6 +271,11 @@ class Engine:
 
     def _collect(self) -> dict[str, Any]:
         links = {name: link.state() for name, link in self._links.items()}
+        links |= {
+            name: port.link()
+            for name, port in self._ports.items()
+            if isinstance(port, DpdkAttachment)
+        }
         entries, drops = statistics.ports(self._ports.values(), links)
         consumers, worker_drops = statistics.consumers(self.config, self._crew)
         drops.update(worker_drops)
@@ -300,4 +302,5 @@ class Engine:
             "events_total": self.events.total,
             "state": state,
             "reasons": list(dict.fromkeys([*reasons, *governed["reasons"]])),
+            **image.facts(),
         }
