@@ -32,11 +32,8 @@ __all__ = [
     "PortError",
     "Rule",
     "StaleFrame",
-<<<<<<< HEAD
     "attach",
-=======
     "open_log",
->>>>>>> main
     "open_port",
 ]
 
@@ -47,17 +44,14 @@ def __getattr__(name: str):
         from appliance import port
 
         return getattr(port, name)
-<<<<<<< HEAD
     if name in ("AttachedPort", "attach"):
         from appliance import attaching
 
         return getattr(attaching, name)
-=======
     if name in ("Log", "open_log"):
         from appliance import record
 
         return getattr(record, name)
->>>>>>> main
     if name == "Rule":
         from appliance.steering import Rule
 

@@ -26,6 +26,8 @@ async def batches(source: Any, max_frames: int) -> AsyncIterator[Any]:
             if source.closed:
                 return
             batch = source.poll(max_frames)
+            if batch is None:
+                return
             if len(batch):
                 yield batch
                 continue

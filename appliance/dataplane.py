@@ -95,11 +95,8 @@ __all__ = [
     "bucket_upper_ns",
     "capture_file",
     "compare",
-<<<<<<< HEAD
-    "flow",
-=======
     "dpdk",
->>>>>>> main
+    "flow",
     "gauge",
     "log_read",
     "log_scan",

@@ -289,8 +289,8 @@ class _Source:
     def closed(self) -> bool:
         return self._endpoint.closed
 
-    def poll(self, _most: int) -> Batch:
-        return next(self._receiver)
+    def poll(self, _most: int) -> Batch | None:
+        return next(self._receiver, None)  # None: another thread has closed the port
 
     def doze(self) -> bool:
         return False

@@ -1,9 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=True
 """The member's end of a share: batches, frames and views of packets in another process's memory.
 
-Owns the read-only mappings, the place in each worker's ring, and what is to be given back. The words
-are those of a port in the engine's process (lending.pyx), without its ledger: here a lease is a
-slot and a serial, and giving it back is writing both into a ring.
+Owns batches, frames and views, the waiting, and what is to be given back. The words are those of a
+port in the engine's process (lending.pyx), without its ledger: here a lease is a slot and a serial,
+and giving it back is writing both into a ring.
 
     memoryview -> Frame -> Batch -> Lane -> Mapping        who keeps what alive
 
@@ -467,7 +467,8 @@ cdef class Attached:
         return batch
 
     def doze(self):
-        """Says that we sleep; True if there is something to take after all. Then wait on filenos()."""
+        """Says that we sleep; True if there is something to take after all. Else wait on
+        filenos(), and rouse()."""
         cdef Lane lane
         self.nap = self.nap + 1 if self.nap < 0xffffffff else 1
         for lane in self.lanes:
@@ -483,10 +484,10 @@ cdef class Attached:
         cdef Lane lane
         cdef char[64] word
         cdef ssize_t got
-        cdef int i
+        cdef int _i
         for lane in self.lanes:
             store_relaxed_u32(&lane.up.sleeping, 0)
-        for i in range(WAKES_MAX):
+        for _i in range(WAKES_MAX):
             got = recv(self.fd, word, sizeof(word), MSG_DONTWAIT) if self.fd >= 0 else 0
             if got < 0 and errno in (EAGAIN, EINTR):
                 return

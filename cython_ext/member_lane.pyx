@@ -62,7 +62,7 @@ cdef class Lane:
         self.reliable, self.window = self.down.reliable, self.down.window
 
     cdef uint64_t ready(self) noexcept nogil:
-        """Entries that are there; a lossy member goes on at the newest when it is too far behind."""
+        """Entries that are there; a lossy member that is too far behind goes on at the newest."""
         cdef uint64_t produced = load_acquire_u64(&self.down.produced)
         cdef uint64_t n = produced - self.mine
         if unlikely(not self.reliable and n > self.window):

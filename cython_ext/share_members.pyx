@@ -1,26 +1,24 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=True
-"""The control side of lending: a consumer's share of one worker, and its members as they come and go.
+"""The control side of lending: a consumer's share of one worker, and its members.
 
 Owns the memory of rings and lease tables, and who is a member. Leases are the worker's
 (sharing.pyx); from here a member is only added, told to leave, or declared dead, and its memory
 goes when the worker has said that it is done with it.
 """
 cimport cython
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from posix.unistd cimport close, dup
 
 from cython_ext.atomics cimport (OC_LEDGER_ON, load_acquire_u32, load_relaxed_u32,
                                  load_relaxed_u64, store_release_u32, store_release_u64)
-from cython_ext.frames cimport (pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
-                                pthread_mutex_unlock)
+from cython_ext.mutex cimport (pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
+                               pthread_mutex_unlock)
 from cython_ext.queue cimport now_ns
 from cython_ext.sharing cimport (ACTIVE, BUCKETS, DEAD, GONE, LEAVING, MEMBERS_MAX, NOBODY, NONE,
                                  SHARE_HEADER, SHARE_MAGIC, SHARE_VERSION, oc_down, oc_kept,
                                  oc_lease, oc_lent, oc_up, share_let_go, share_reclaim)
-
-import os
 
 MODES = ("all", "flow", "robin")
 

@@ -1,4 +1,4 @@
-# Lending to consumers in other processes: one oc_share for each (consumer, worker), with its members.
+# Lending to consumers in other processes: one oc_share for each consumer and worker.
 #
 #   thing                     who writes it
 #   leases, lists, figures    the worker that owns the UMEM (figures are read by anybody)
@@ -11,9 +11,10 @@
 # per member. A *lossy* consumer has one window: the newest packets, kept alive for all its members
 # together; what falls out of it goes home, whoever looks.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from cython_ext.frames cimport oc_umem, pthread_mutex_t
+from cython_ext.frames cimport oc_umem
+from cython_ext.mutex cimport pthread_mutex_t
 from cython_ext.pcap cimport bpf_insn
-from cython_ext.queue cimport oc_burst
+from cython_ext.queue cimport oc_burst, oc_queue
 from cython_ext.slab_types cimport oc_cache, oc_slabs
 
 cdef extern from "oc_share.h" nogil:
@@ -157,6 +158,6 @@ cdef struct oc_share:
 cdef void share_packets(oc_share* s, const oc_burst* b, uint32_t start, uint32_t end,
                         uint32_t queue, bint sent_on, uint64_t now) noexcept nogil
 cdef void share_tick(oc_share* s, uint64_t now) noexcept nogil
-cdef void share_free_rest(oc_umem* um, const uint32_t* frames, uint32_t n) noexcept nogil
+cdef void share_free_rest(oc_queue* q, const uint32_t* frames, uint32_t n) noexcept nogil
 cdef bint share_reclaim(oc_share* s, oc_member* m, uint32_t most) noexcept nogil
 cdef bint share_let_go(oc_share* s) noexcept nogil

@@ -1,21 +1,24 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=True
 """Lending to consumers in other processes, the worker's half; see sharing.pxd for who owns what.
 
-Owns the decisions per packet: who gets it, as a frame, as a copy in the mid tier, or not at all; and
-per round: what came back, who was away too long, who died. It waits for nobody and believes nobody.
+Owns the decisions per packet: who gets it, as a frame, as a copy in the mid tier, or not at all;
+and per round: what came back, who was away too long, who died. It waits for nobody and believes
+nobody.
 """
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from cython_ext.atomics cimport (count_u64, likely, load_acquire_u32, load_acquire_u64,
                                  load_relaxed_u32, load_relaxed_u64, store_relaxed_u32,
                                  store_relaxed_u64, store_release_u32, store_release_u64, unlikely)
+from cython_ext.bursts cimport frames_home
 from cython_ext.flow cimport bucket_of
-from cython_ext.frames cimport (LEASED, RX, frame_free, frame_release_leased, frames_free,
+from cython_ext.frames cimport (LEASED, NO_QUEUE, RX, frame_release_leased, frames_note,
                                 pthread_mutex_lock, pthread_mutex_unlock, word_generation,
                                 word_of, word_references, word_state)
+from cython_ext.history cimport HELD, LET_GO
 from cython_ext.pcap cimport bpf_filter
-from cython_ext.queue cimport BURST
+from cython_ext.queue cimport BURST, oc_queue
 from cython_ext.slab cimport slabs_alloc, slabs_free
 from cython_ext.slab_types cimport class_of_bytes, name_one
 
@@ -30,17 +33,25 @@ cdef enum:
 
 # ---------------------------------------------------------------------------------- a packet
 
-cdef inline bint take_reference(oc_umem* um, uint32_t frame, uint32_t owner) noexcept nogil:
+cdef inline bint take_reference(oc_umem* um, uint32_t frame, uint32_t owner,
+                                uint32_t queue) noexcept nogil:
     """One more holder of a frame that the worker has in hand."""
     cdef uint64_t word = um.ledger[frame].word
     if word_state(word) == RX:
-        store_relaxed_u64(&um.ledger[frame].word,
-                          word_of(word_generation(word), owner, 1, LEASED))
-        return True
-    if unlikely(word_references(word) >= REFERENCES_MAX):
+        word = word_of(word_generation(word), owner, 0, LEASED)
+    elif unlikely(word_references(word) >= REFERENCES_MAX):
         return False
     store_relaxed_u64(&um.ledger[frame].word, word + (1 << 8))
+    if unlikely(um.history != NULL):
+        frames_note(um, &frame, 1, HELD, queue)
     return True
+
+
+cdef inline void drop_reference(oc_share* s, uint32_t frame, uint32_t generation) noexcept nogil:
+    if unlikely(s.um.history != NULL):
+        frames_note(s.um, &frame, 1, LET_GO, NO_QUEUE)
+    if unlikely(not frame_release_leased(s.um, frame, generation)):
+        s.violations += 1
 
 
 cdef void* copy_out(oc_share* s, const oc_burst* b, uint32_t first, uint32_t last,
@@ -117,7 +128,7 @@ cdef void lend(oc_share* s, oc_member* m, const oc_burst* b, uint32_t i, uint32_
         return
     lease = &m.leases[slot]
     if likely(not sent_on and last - first == 1 and not m.overdue and m.frames_held < m.quota
-              and take_reference(s.um, b.frame[first], s.owner)):
+              and take_reference(s.um, b.frame[first], s.owner, queue)):
         lease.slab = NULL
         place = b.addr[first]
         store_relaxed_u32(&m.frames_held, m.frames_held + 1)
@@ -156,8 +167,7 @@ cdef void give_home(oc_share* s, oc_member* m, uint32_t slot) noexcept nogil:
         store_relaxed_u32(&m.copies_held, m.copies_held - 1)
         count_u64(&m.copied_bytes, -<int64_t>lease.bytes)
     else:
-        if unlikely(not frame_release_leased(s.um, lease.frame, lease.generation)):
-            s.violations += 1
+        drop_reference(s, lease.frame, lease.generation)
         store_relaxed_u32(&m.frames_held, m.frames_held - 1)
     if lease.older != NONE:
         m.leases[lease.older].newer = lease.newer
@@ -180,8 +190,8 @@ cdef bint share_let_go(oc_share* s) noexcept nogil:
         return False
     if k.slab != NULL:
         drop_copy(s, k.slab, k.bytes)
-    elif unlikely(not frame_release_leased(s.um, k.frame, k.generation)):
-        s.violations += 1
+    else:
+        drop_reference(s, k.frame, k.generation)
     s.kept_from += 1
     store_relaxed_u32(&s.kept_n, s.kept_n - 1)
     return True
@@ -197,7 +207,7 @@ cdef void keep(oc_share* s, const oc_burst* b, uint32_t i, uint32_t queue, uint3
     cdef void* slab = NULL
     cdef oc_kept* kept
     cdef bint there = (not sent_on and last - first == 1
-                       and take_reference(s.um, b.frame[first], s.owner))
+                       and take_reference(s.um, b.frame[first], s.owner, queue))
     if not there:
         slab = copy_out(s, b, first, last, b.length[i], 0, &nbytes)
         if slab != NULL:
@@ -267,18 +277,18 @@ cdef void share_packets(oc_share* s, const oc_burst* b, uint32_t start, uint32_t
             keep(s, b, i, queue, wanted, sent_on)
 
 
-cdef void share_free_rest(oc_umem* um, const uint32_t* frames, uint32_t n) noexcept nogil:
+cdef void share_free_rest(oc_queue* q, const uint32_t* frames, uint32_t n) noexcept nogil:
     """Home with those frames of a burst that nobody was lent."""
     cdef uint32_t[BURST] rest
     cdef uint32_t i, k = 0
     for i in range(n):
-        if word_state(um.ledger[frames[i]].word) == RX:
+        if word_state(q.um.ledger[frames[i]].word) == RX:
             rest[k] = frames[i]
             k += 1
             if k == BURST:
-                frames_free(um, rest, k)
+                frames_home(q, rest, k)
                 k = 0
-    frames_free(um, rest, k)
+    frames_home(q, rest, k)
 
 
 # ------------------------------------------------------------------------------------ a round

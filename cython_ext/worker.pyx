@@ -130,11 +130,11 @@ cdef void deliver_run(oc_worker* w, oc_lane* lane, const oc_burst* b, const oc_r
                 to = &w.lanes[c.target]
                 sender = route.consumer[k]
             elif c.kind == SHARE:
-                lent = True
+                lent |= c.share.live != 0
         if lent:                  # once it is known whether the frames are sent on
             lend_run(w, route, b, start, end, lane.q.queue_id, to != NULL)
     if to == NULL and lent:
-        share_free_rest(um, b.frame + b.first[start], frags_end - b.first[start])
+        share_free_rest(lane.q, b.frame + b.first[start], frags_end - b.first[start])
         return
     if to == NULL:
         frames_home(lane.q, b.frame + b.first[start], frags_end - b.first[start])

@@ -67,6 +67,12 @@ def _ring(options: Options, poll: str | None) -> list[dict[str, Any]]:
     return ring.run(options)
 
 
+def _share(options: Options, poll: str | None) -> list[dict[str, Any]]:
+    from appliance.bench import share
+
+    return share.run(options, poll or POLL)
+
+
 BENCHMARKS: dict[str, Callable[[Options, str | None], list[dict[str, Any]]]] = {
     "loop": _loop,
     "rx": _rx,
@@ -76,6 +82,7 @@ BENCHMARKS: dict[str, Callable[[Options, str | None], list[dict[str, Any]]]] = {
     "python": _python,
     "slab": _slab,
     "ring": _ring,
+    "share": _share,
 }
 
 # Who each can be compared with, by the names that --against takes.
@@ -88,6 +95,7 @@ PEERS = {
     "python": ("inline-count", "raw-socket", "scapy"),
     "slab": ("rte_mempool",),
     "ring": ("rte_ring",),
+    "share": ("inline-count",),
 }
 
 

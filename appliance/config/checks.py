@@ -115,10 +115,10 @@ def _shared(path: str, consumer: ConsumerConfig) -> None:
     for key, default in SHARE_FIELDS.items():
         if consumer.kind != "share" and getattr(consumer, key) != default:
             raise field_error(f"{path}.{key}", getattr(consumer, key), "only with kind share")
-    if consumer.kind == "share" and consumer.effective_policy == "reliable":
-        if consumer.quota_frames < consumer.max_members:
-            raise field_error(f"{path}.quota_frames", consumer.quota_frames,
-                              f"at least max_members ({consumer.max_members})")
+    reliable = consumer.kind == "share" and consumer.effective_policy == "reliable"
+    if reliable and consumer.quota_frames < consumer.max_members:
+        raise field_error(f"{path}.quota_frames", consumer.quota_frames,
+                          f"at least max_members ({consumer.max_members})")
 
 
 def _directories_used_once(consumers: list[ConsumerConfig]) -> None:

@@ -107,16 +107,13 @@ NamespaceName = Annotated[
 ]
 
 
-<<<<<<< HEAD
 _Names = Annotated[
     tuple[Annotated[str, Field(min_length=1, max_length=64)]
           | Annotated[int, Field(ge=0, lt=1 << 32)], ...],
     Field(strict=False, max_length=limits.SHARE_NAMES_MAX),
     Allowed(f"a list of at most {limits.SHARE_NAMES_MAX} names or numbers"),
 ]
-=======
 NodeNumber = Annotated[int, Field(ge=0, lt=limits.NUMA_NODES_MAX)]
->>>>>>> main
 
 
 class _Model(BaseModel):

@@ -1,4 +1,4 @@
-"""Which member of a group has which flows: 256 buckets, dealt out evenly, moved as little as can be.
+"""Which member of a group has which flows: 256 buckets, dealt evenly, moved as little as can be.
 
 Pure. A flow's bucket is a hash of its addresses, protocol and ports, the same for both directions
 (cython_ext/sharing.pyx); when a bucket that moves is really handed over is the worker's matter.

@@ -21,13 +21,8 @@ from appliance.config import Config, ConsumerConfig
 from appliance.errors import ConfigError
 from appliance.plan import Lane, PortFacts, joined, plan_queue, queues_of, shared_frames
 
-<<<<<<< HEAD
-BACKENDS = ("afxdp", "loop")
-KINDS = ("count", "drop", "reflect", "forward", "share")
-=======
 BACKENDS = ("afxdp", "dpdk", "loop")
-KINDS = ("count", "drop", "reflect", "forward")
->>>>>>> main
+KINDS = ("count", "drop", "reflect", "forward", "share")
 ENDS = ("drop", "reflect", "forward")  # after one of these the packet is not ours any more
 
 

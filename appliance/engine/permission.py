@@ -7,6 +7,7 @@ asked for, so that a user who was added since the start is known.
 from __future__ import annotations
 
 import array
+import contextlib
 import grp
 import os
 import pwd
@@ -36,10 +37,8 @@ def peer(connection: socket.socket) -> Peer:
         "3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
     )
     groups = array.array("I")
-    try:
+    with contextlib.suppress(OSError):  # more groups than we look at: the first one decides
         groups.frombytes(connection.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 4 * GROUPS_MAX))
-    except OSError:
-        pass  # more groups than we look at, or none said: the first one decides
     return Peer(pid, uid, frozenset((gid, *groups)))
 
 

@@ -26,7 +26,7 @@ from appliance.steering.filters import compile_foreign
 
 JUMP = 0x05  # BPF_JMP | BPF_JA: its k is signed, and only protochain jumps back
 FORMER_SHOWN = 8  # members that have ended; their sums stay in the consumer's own figures
-LIVE_S = 1.0  # a worker that sleeps looks up after 0.1 s
+LIVE_S = 5.0  # a worker that sleeps looks up after 0.1 s; one without a core, later
 LIVE_STEP_S = 0.001
 SUMS = ("offered", "frames", "bytes", "copied", "dropped", "bad_returns", "reclaimed", "overdues")
 ENTRY = ("offered", "frames", "bytes", "leased", "copies", "oldest_lease_ms", "copied", "dropped",
@@ -285,7 +285,7 @@ class Sharing:
 
 
 def _filters(match: str, count: int) -> list[pcap.Filter | None]:
-    """A member's own filter, once for each worker. Its text is a stranger's: a child compiles it."""
+    """A member's own filter, once for each worker. It is a stranger's text: a child compiles."""
     if not match:
         return [None] * count
     code = compile_foreign(match)

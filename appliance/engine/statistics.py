@@ -77,7 +77,7 @@ def consumers(config: Config, crew: Crew | None) -> tuple[list[dict[str, Any]], 
             "kind": consumer.kind,
             "frames": counts[consumer.name]["frames"],
             "bytes": counts[consumer.name]["bytes"],
-            # Of those that share, sharing.py says; inline ones give every frame back within its burst.
+            # Inline ones give every frame back within its burst; of others sharing.py says.
             "leased": 0,
             "oldest_lease_ms": 0,
             "dropped": counts[consumer.name]["dropped"],

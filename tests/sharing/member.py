@@ -1,4 +1,4 @@
-"""A member in a process of its own, for the tests of sharing: gives up root, attaches, does one job.
+"""A member in a process of its own, for the tests of sharing: gives up root, attaches, does a job.
 
     member.py SOCKET CONSUMER JOB [KEY=VALUE ...]
 
@@ -16,12 +16,13 @@ import struct
 import sys
 import time
 import zlib
+from pathlib import Path
 
 NOBODY = 65534
 
 
 def capabilities() -> str:
-    lines = open("/proc/self/status").read().splitlines()
+    lines = Path("/proc/self/status").read_text().splitlines()
     return next(line.split()[1] for line in lines if line.startswith("CapEff:"))
 
 
@@ -34,7 +35,7 @@ def number_of(packet) -> int:
 
 
 def collect(port, options) -> dict:
-    """Until `packets` have come, or nothing for `quiet` seconds: numbers, and a sum over contents."""
+    """Until `packets` have come, or nothing for `quiet` seconds: numbers, a sum over contents."""
     wanted, quiet = int(options.get("packets", 1 << 60)), float(options.get("quiet", 2))
     numbers, check, copied = [], 0, 0
     stale, last = 0, time.monotonic()
@@ -150,7 +151,7 @@ def scribble(port, options) -> dict:
 
 def writable_pages() -> list[tuple[int, int]]:
     found = []
-    for line in open("/proc/self/maps"):
+    for line in Path("/proc/self/maps").read_text().splitlines():
         words = line.split()
         if len(words) > 5 and "openclaw" in words[5] and "w" in words[1]:
             found.append(tuple(int(part, 16) for part in words[0].split("-")))
@@ -160,7 +161,7 @@ def writable_pages() -> list[tuple[int, int]]:
 def trespass(port, options) -> dict:
     """Tries to get at what it was given for reading, for writing. Names what it could do."""
     could = []
-    for line in open("/proc/self/maps"):
+    for line in Path("/proc/self/maps").read_text().splitlines():
         words = line.split()
         if len(words) < 6 or "openclaw" not in words[5] or "w" in words[1]:
             continue
@@ -249,7 +250,7 @@ def main() -> None:
     path, consumer, job, *rest = sys.argv[1:]
     options = dict(word.partition("=")[::2] for word in rest)
     import appliance.attaching
-    import appliance.dataplane  # noqa: F401  while we may still read the files
+    import appliance.dataplane
 
     if options.get("user") != "root":
         os.setgroups([])

@@ -1,4 +1,4 @@
-"""Members in processes of their own, without root: what they get, what they may, what they cannot."""
+"""Members in processes of their own, without root: what they get, may, and cannot."""
 
 from __future__ import annotations
 
