@@ -12,7 +12,8 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from cython_ext.atomics cimport load_acquire_u64, store_release_u64
-from cython_ext.bursts cimport fill_up, reap, rings_tx_burst
+from cython_ext.bursts cimport reap, rings_tx_burst
+from cython_ext.filling cimport fill_up
 from cython_ext.dpdk cimport OC_DATA_AT
 from cython_ext.dpdk_bursts cimport dpdk_kick, dpdk_nudge, dpdk_rx_burst
 from cython_ext.dpdk_pool cimport Pool, oc_dpdk, pool_collect

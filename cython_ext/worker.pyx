@@ -18,7 +18,8 @@ import numpy as np
 from cython_ext.atomics cimport (count_u64, likely, load_acquire_u32,
                                  store_release_u32, store_release_u64, unlikely)
 from cython_ext.frames cimport frame_free, frames_free, oc_umem
-from cython_ext.bursts cimport frames_home, reap
+from cython_ext.bursts cimport reap
+from cython_ext.filling cimport frames_home
 from cython_ext.histogram cimport record_latency
 from cython_ext.poll cimport POLLIN, poll, pollfd
 from cython_ext.queue cimport (BURST, FRAGS_MAX, Queue, burst_alloc, burst_dispose, now_ns,

@@ -22,11 +22,11 @@ from appliance.plan.whole import Plan, plan
 __all__ = [
     "BURST",
     "ETHERNET_BYTES",
+    "XDP_HEADROOM",
     "Lane",
     "Plan",
     "PortFacts",
     "QueuePlan",
-    "XDP_HEADROOM",
     "joined",
     "packet_bytes_max",
     "plan",
