@@ -14,10 +14,11 @@ import time
 from typing import Any
 
 from appliance import image
-from appliance.attachment import Attachment, PortSpec, Umem
+from appliance.attachment import Attachment, Umem
 from appliance.config import Config, PortConfig
 from appliance.dataplane import Frames
-from appliance.engine import build, check, cpus, governor, past, places, statistics
+from appliance.dpdk import Device, DpdkAttachment, attachment_of
+from appliance.engine import build, check, cpus, governor, opening, past, places, statistics
 from appliance.engine.crew import Crew
 from appliance.engine.guard import Guard
 from appliance.engine.swap import Rules
@@ -43,6 +44,7 @@ class Engine:
         self._lock = threading.RLock()
         self._ports: dict[str, Attachment] = {}
         self._links: dict[str, Link] = {}
+        self._devices: dict[str, Device] = {}
         self._crew: Crew | None = None
         self._rules: Rules | None = None
         self.events = EventLog()
@@ -83,6 +85,8 @@ class Engine:
             if port.interface is not None
         }
         facts = {name: check.facts_of(info) for name, info in found.items()}
+        opening.plug(self.config, self._devices)
+        facts |= {name: device.facts() for name, device in self._devices.items()}
         check.hugepages(self.config, check.planned(self.config, facts))
         layout = build.layout(self.config, facts)
         self.mid = places.mid_tier(self.config, facts)
@@ -93,8 +97,9 @@ class Engine:
             queues = range(len(layout.queues[port.name]))
             groups = [layout.group_of(port.name, at)[0] for at in queues]
             mode = places.mode(self.config, layout.groups[groups[0]], port.name, found)
-            self._ports[port.name] = Attachment(
-                self._spec(port, mode),
+            spec = opening.spec(self.config, port, mode, self._devices.get(port.name))
+            self._ports[port.name] = attachment_of(spec)(
+                spec,
                 [Rule.of(entry) for entry in self.config.rules_of(port.name)],
                 no_socket=port.no_socket,
                 umems=[umems[place] for place in groups],
@@ -119,25 +124,6 @@ class Engine:
             for port in self.config.ports:
                 rules = [Rule.of(entry) for entry in self.config.rules_of(port.name)]
                 self._guard.set_rules(port.name, rules)
-
-    def _spec(self, port: PortConfig, mode: str) -> PortSpec:
-        memory = self.config.memory
-        return PortSpec(
-            interface=port.interface or port.name,
-            name=port.name,
-            netns=port.netns or None,
-            backend=port.backend,
-            queues=port.queues,
-            mode=mode,
-            attach=port.attach,
-            poll=port.poll,
-            jumbo=port.jumbo,
-            pause=port.pause,
-            frames=memory.frames_per_queue,
-            frame_bytes=memory.frame_bytes,
-            hugepages=memory.hugepages,
-            numa=memory.numa,
-        )
 
     def _watch(self, port: PortConfig, info: InterfaceInfo | None) -> None:
         if info is not None:
@@ -198,6 +184,8 @@ class Engine:
             self._final = self._collect()
         for attachment in self._ports.values():
             attachment.close()
+        for device in self._devices.values():
+            device.close()
         for link in self._links.values():
             link.close()
         self.tiers.forget()
@@ -271,6 +259,11 @@ class Engine:
 
     def _collect(self) -> dict[str, Any]:
         links = {name: link.state() for name, link in self._links.items()}
+        links |= {
+            name: port.link()
+            for name, port in self._ports.items()
+            if isinstance(port, DpdkAttachment)
+        }
         entries, drops = statistics.ports(self._ports.values(), links)
         consumers, worker_drops = statistics.consumers(self.config, self._crew)
         drops.update(worker_drops)

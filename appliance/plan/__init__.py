@@ -9,6 +9,7 @@ from appliance.plan.joins import Lane, joined, queues_of
 from appliance.plan.sizes import (
     BURST,
     ETHERNET_BYTES,
+    XDP_HEADROOM,
     PortFacts,
     QueuePlan,
     packet_bytes_max,
@@ -25,6 +26,7 @@ __all__ = [
     "Plan",
     "PortFacts",
     "QueuePlan",
+    "XDP_HEADROOM",
     "joined",
     "packet_bytes_max",
     "plan",
