@@ -6,8 +6,8 @@
  * (cython_ext/pcap.pyx, Filter). What it does not know, and every other CPU, is interpreted (-1).
  *
  * Why not rte_bpf's compiler (DPDK 22.11 to 26.07): `ldb [x + k]` loads from A + k, `jset` with a
- * number under 128 becomes no instruction at all, its verifier needs for ever on six IPv6 addresses,
- * and some filters with VLANs jump into the middle of an instruction. Fuzzing found all four.
+ * number under 128 becomes no instruction at all, its verifier needs for ever on six IPv6 hosts,
+ * and some filters with VLANs jump into the middle of an instruction. Fuzzing found all but one.
  *
  *   uint32_t function(const uint8_t *packet, uint32_t length)      0: no match
  *   rdi packet   rsi length   eax A   ecx X   rdx, r8 free   [rsp - 64 + 4 * k] scratch word k
@@ -150,7 +150,7 @@ static inline int oc_arithmetic_x(struct oc_jit *j, unsigned int operation)
 		if (operation == 0x90)
 			OC_CODE(j, 0x89, 0xd0);
 		return 0;
-	case 0x60: case 0x70: /* cmp ecx, 32; jb over; xor eax, eax; jmp behind; over: shift by cl */
+	case 0x60: case 0x70: /* X under 32: shift by cl; else 0 */
 		OC_CODE(j, 0x83, 0xf9, 0x20, 0x72, 0x04, 0x31, 0xc0, 0xeb, 0x02, 0xd3,
 			operation == 0x60 ? 0xe0 : 0xe8);
 		return 0;

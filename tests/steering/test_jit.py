@@ -19,10 +19,10 @@ FULL = os.environ.get("OPENCLAW_FULL") == "1"
 ATOMS = (
     "tcp port {port}", "udp dst port {port}", "portrange {port}-65000", "host 10.{byte}.0.1",
     "src net 10.{byte}.0.0/16", "ip6 host fe80::{byte:x}", "ip6 net 2001:db8:{byte:x}::/48",
-    "vlan {byte}", "ip proto {byte}", "ether host 02:00:00:00:00:{byte:02x}", "arp", 
-    "ip multicast", "ether[{byte} : 1] > {port} % 256", "ip[8] & {bits} != 0", "ip6[6] & {bits} = 0", 
-    "icmp", "len > {port}", "tcp[13] & {bits} != 0", "ether[12:2] & {mask} = {mask}", "mpls",
-    "greater {byte}",
+    "vlan {byte}", "ip proto {byte}", "ether host 02:00:00:00:00:{byte:02x}", "arp", "icmp",
+    "ip multicast", "ether[{byte} : 1] > {port} % 256", "ip[8] & {bits} != 0", "mpls",
+    "ip6[6] & {bits} = 0", "len > {port}", "tcp[13] & {bits} != 0", "greater {byte}",
+    "ether[12:2] & {mask} = {mask}",
 )  # fmt: skip
 LOADS = (0x20, 0x28, 0x30, 0x40, 0x48, 0x50, 0x80, 0x00, 0x60)
 LOADS_X = (0x01, 0x81, 0x61, 0xB1)
