@@ -15,14 +15,19 @@ from cython_ext import (
     compare,
     gauge,
     lending,
+    log_read,
+    log_scan,
+    log_writer,
     memory_gauge,
     parser,
     pcap,
+    pcapng,
     slab_object,
 )
 from cython_ext.endpoint import Endpoint
 from cython_ext.filter_jit import NativeFilter
 from cython_ext.frames import Frames
+from cython_ext.history import History
 from cython_ext.lending import Batch, Frame
 from cython_ext.loop import LoopQueue
 from cython_ext.queue import Queue
@@ -68,6 +73,7 @@ __all__ = [
     "Filters",
     "Frame",
     "Frames",
+    "History",
     "LoopQueue",
     "NativeFilter",
     "Queue",
@@ -84,8 +90,12 @@ __all__ = [
     "compare",
     "dpdk",
     "gauge",
+    "log_read",
+    "log_scan",
+    "log_writer",
     "memory_gauge",
     "parser",
     "pcap",
+    "pcapng",
     "slab_object",
 ]

@@ -31,6 +31,7 @@ class PortSpec:
     frame_bytes: int = 4096
     hugepages: str = "auto"
     numa: str | int = "auto"
+    pause: str = ""  # on, off; empty: as it is
     device: str = ""  # backend dpdk: what to plug in
     promiscuous: bool = True  # backend dpdk
     mtu: int | None = None  # backend dpdk: None leaves it as it is
@@ -44,7 +45,8 @@ class PortSpec:
             ("mode", self.mode, ("auto", "copy", "zerocopy")),
             ("attach", self.attach, ("auto", "native", "generic")),
             ("poll", self.poll, ("irq", "defer", "busy")),
-            ("hugepages", self.hugepages, ("auto", "require", "off")),
+            ("pause", self.pause, ("", "on", "off")),
+            ("hugepages", self.hugepages, ("auto", "require", "off", "1G")),
             ("frame_bytes", self.frame_bytes, limits.FRAME_BYTES),
         ):
             if value not in allowed:

@@ -19,20 +19,14 @@ from posix.unistd cimport usleep
 import os
 import time
 
+from cython_ext.atomics cimport load_relaxed_u32, store_relaxed_u32
 from cython_ext.frames cimport (Frames, oc_umem, pthread_mutex_lock,
                                 pthread_mutex_unlock)
 from cython_ext.holding cimport Holder
 from cython_ext.lending cimport Batch, Block, Frame, oc_piece
 from cython_ext.bursts cimport reap
+from cython_ext.poll cimport POLLIN, poll, pollfd
 from cython_ext.queue cimport FRAGS_MAX, Queue, now_ns, oc_burst, oc_queue
-
-cdef extern from "<poll.h>" nogil:
-    struct pollfd:
-        int fd
-        short events
-        short revents
-    int poll(pollfd* fds, unsigned long n, int timeout_ms)
-    short POLLIN
 
 cdef extern from "oc_xdp.h":
     enum:
@@ -54,12 +48,13 @@ cdef class Endpoint(Holder):
     cdef readonly list queues
     cdef oc_queue** q
     cdef uint32_t n
+    # Hints that several threads may read and write while they receive, hence relaxed:
     cdef uint32_t turn                    # the queue to ask first, so that none is starved
     cdef pollfd[QUEUES_MAX + 1] waits
     cdef uint32_t n_waits
     cdef int wake_fd
     cdef uint32_t inside                  # threads in a nogil section (counted under the GIL)
-    cdef bint hot                         # the last packets came without sleeping
+    cdef uint32_t hot                     # the last packets came without sleeping
     cdef readonly bint closed
     cdef readonly uint64_t leaked         # the audit's verdict at close
     cdef dict last_ledger
@@ -91,7 +86,7 @@ cdef class Endpoint(Holder):
         cdef uint32_t i, k, got
         cdef oc_queue* q
         for i in range(self.n):
-            k = self.turn + i
+            k = load_relaxed_u32(&self.turn) + i
             if k >= self.n:
                 k -= self.n
             q = self.q[k]
@@ -100,7 +95,7 @@ cdef class Endpoint(Holder):
             got = q.rx_burst(q, b, packets_max, self.owner, now_ns())
             pthread_mutex_unlock(&q.um.lock)
             if got:
-                self.turn = k + 1 if k + 1 < self.n else 0
+                store_relaxed_u32(&self.turn, k + 1 if k + 1 < self.n else 0)
                 return k
         return -1
 
@@ -108,11 +103,13 @@ cdef class Endpoint(Holder):
         """Waits for packets until `deadline`; queue number, -1 at the deadline, -2 for signals."""
         cdef int got, ready
         cdef int64_t left
-        cdef uint64_t now, begin = now_ns(), spin_until = begin + SPIN_NS if self.hot else 0
-        self.hot = True
+        cdef uint64_t now, begin = now_ns(), spin_until = 0
+        if load_relaxed_u32(&self.hot):
+            spin_until = begin + SPIN_NS
+        store_relaxed_u32(&self.hot, True)
         while True:
             got = self._try(b, packets_max)
-            if got >= 0 or self.closed:
+            if got >= 0 or load_relaxed_u32(<uint32_t*>&self.closed):
                 return got
             now = now_ns()
             left = <int64_t>(deadline - now)
@@ -122,7 +119,7 @@ cdef class Endpoint(Holder):
                 return -2         # poll() would notice a signal; this loop has to come up for it
             if self.q[0].busy or now < spin_until:
                 continue
-            self.hot = False
+            store_relaxed_u32(&self.hot, False)
             if self.n_waits == 0:
                 usleep(IDLE_US)
                 continue
@@ -145,7 +142,7 @@ cdef class Endpoint(Holder):
             with nogil:
                 got = self._try(b, packets_max)
                 if got >= 0:
-                    self.hot = True
+                    store_relaxed_u32(&self.hot, True)
                 elif wait_ns:
                     deadline = now_ns() + wait_ns
                     got = self._wait(b, packets_max, deadline)
@@ -389,7 +386,7 @@ cdef class Endpoint(Holder):
         cdef Frames frames
         if self.closed:
             return
-        self.closed = True
+        store_relaxed_u32(<uint32_t*>&self.closed, True)
         while self.inside:
             os.eventfd_write(self.wake_fd, 1)
             time.sleep(0.0005)

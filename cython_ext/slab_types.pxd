@@ -1,7 +1,7 @@
 # Slabs, their memory and their ledger: the mid tier. Objects of 64 B to 64 KiB that outlive a
 # frame, in arenas of 2 MiB.
 #
-#   live      the user                         its state is 1
+#   live      the user                         its state is 1, or 3 with a handle (named)
 #   cached    a cache (one thread's magazines) its state is 0
 #   depot     the class, under its lock        its state is 0
 #
@@ -13,7 +13,7 @@
 #
 # The ledger has a state byte and a 16-bit generation per object, in a file of its own, never in the
 # objects' memory; include/oc_slab_ledger.h reads and writes it. The generation advances when an
-# object is given back, so an older handle is stale from then on.
+# object that has a handle is given back, so the handle is stale from then on.
 #
 # A cache belongs to one thread (or one lock) at a time; it exchanges whole batches with the depot.
 # After Bonwick and Adams, "Magazines and Vmem" (USENIX 2001), and DPDK's mempool cache, without
@@ -21,7 +21,8 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from cython_ext.atomics cimport store_relaxed_u64
 from cython_ext.arena cimport oc_nodes
-from cython_ext.frames cimport pthread_mutex_t
+from cython_ext.history cimport oc_history
+from cython_ext.mutex cimport pthread_mutex_t
 
 cdef enum:
     CLASSES = 11                  # 64 B to 64 KiB
@@ -63,6 +64,7 @@ cdef extern from "oc_slab_ledger.h" nogil:
     uint64_t object_number "oc_object_number"(const oc_ledger* l, const void* p) noexcept
     bint take_one "oc_take_one"(const oc_ledger* l, void* p) noexcept
     bint give_one "oc_give_one"(const oc_ledger* l, void* p) noexcept
+    int64_t name_one "oc_name"(const oc_ledger* l, const void* p) noexcept
     uint32_t ledger_take "oc_ledger_take"(const oc_ledger* l, void* const* source, void** to,
                                           uint32_t n, uint32_t known) noexcept
     uint32_t ledger_give "oc_ledger_give"(const oc_ledger* l, void* const* source, void** to,
@@ -71,8 +73,13 @@ cdef extern from "oc_slab_ledger.h" nogil:
     enum:
         ALL_RUNS "OC_ALL_RUNS"
 
+# With a history, the fast doors are closed: `ledger.objects_max` and `cache_most` become 0, so that
+# the hot halves find every object out of range and every magazine full, and leave it to the cold
+# halves, which take batches of just what is asked for and give straight to the depot. They go by
+# `exact`, and note each object. So a tier without a history pays nothing for it, not even a look.
 cdef struct oc_class:
-    oc_ledger ledger
+    oc_ledger ledger              # what the hot halves see
+    oc_ledger exact               # the same, always with the region's true size
     uint8_t* base                 # the region
     uint32_t shift
     uint32_t arena_objects_shift  # objects of one arena, as a power of two
@@ -135,6 +142,7 @@ cdef struct oc_slabs:
     uint64_t violation_address    # the last one
     uint64_t events_n
     oc_event[EVENTS] events
+    oc_history* history           # of objects, by their place in 64 B; NULL: off
     pthread_mutex_t lock          # arenas_open, events; taken inside a class's lock, never around
 
 cdef struct oc_magazine:

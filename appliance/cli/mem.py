@@ -25,7 +25,7 @@ def plan(out: output.Output, file: str) -> None:
     """Compute frames, rings and arenas of FILE, with reasons; exit 1 if it would stall."""
     config = configuration.load(file)
     facts, notes = check.facts_here(config)
-    made: dict[str, Any] = make_plan(config, facts).as_dict()
+    made: dict[str, Any] = make_plan(config, facts, check.hugepages_free()).as_dict()
     made["reasons"] = notes + list(made["reasons"])
     out.result(made, _render)
     if not made["ok"]:
@@ -38,6 +38,20 @@ def plan(out: output.Output, file: str) -> None:
 def explain(out: output.Output, socket: str) -> None:
     """Who holds what in the running appliance, for how long, and what was done about it."""
     out.result(client.ask(socket, "mem.explain"), memory_page.render)
+
+
+@command.command()
+@click.argument("action", type=click.Choice(["on", "off", "show"]))
+@click.argument("what", metavar="[OBJECT]", default="")
+@click.option("--socket", default=client.SOCKET, show_default=True, help="The control socket.")
+@output.json_option
+def history(out: output.Output, action: str, what: str, socket: str) -> None:
+    """The last 16 operations of OBJECT: a frame (in0/0:123), or a slab's address or handle.
+
+    Kept from `on` to `off`; it costs a lock for each operation, so switch it off again.
+    """
+    found = client.ask(socket, "mem.history", action=action, object=what)
+    out.result(found, memory_page.history)
 
 
 def _render(made: dict[str, Any]) -> Any:

@@ -44,6 +44,10 @@ def _absolute_path(path: str) -> str:
     return path
 
 
+def _report_path(path: str) -> str:
+    return path if path in ("", "auto") else _absolute_path(path)
+
+
 def _socket_path(path: str) -> str:
     if len(_absolute_path(path).encode()) > limits.SOCKET_PATH_MAX or path.endswith("/"):
         raise ValueError("too long for a socket")
@@ -63,6 +67,12 @@ def _queue_list(queues: list[int]) -> list[int]:
     if len(set(queues)) != len(queues) or not queues:
         raise ValueError("empty or doubled")
     return queues
+
+
+def _no_single_mib(cap: int) -> int:
+    if cap == 1:
+        raise ValueError("less than one arena")
+    return cap
 
 
 def _directories(value: str | list[str]) -> str | list[str]:
@@ -97,6 +107,9 @@ NamespaceName = Annotated[
 ]
 
 
+NodeNumber = Annotated[int, Field(ge=0, lt=limits.NUMA_NODES_MAX)]
+
+
 class _Model(BaseModel):
     """Strict: "4096" is no number, 1 is no boolean, and a key that nobody reads is an error."""
 
@@ -105,7 +118,7 @@ class _Model(BaseModel):
 
 class MemoryConfig(_Model):
     hugepages: Annotated[
-        Literal["auto", "require", "off"], _one_of("auto", "require", "off")
+        Literal["auto", "require", "off", "1G"], _one_of("auto", "require", "off", "1G")
     ] = "auto"
     frame_bytes: Annotated[Literal[2048, 4096], Allowed("2048 or 4096")] = 4096
     frames_per_queue: Annotated[
@@ -114,11 +127,25 @@ class MemoryConfig(_Model):
         Allowed(f"{limits.FRAMES_PER_QUEUE_MIN}..{limits.FRAMES_PER_QUEUE_MAX}"),
     ] = 8192
     mid_cap_mib: Annotated[
-        int, Field(ge=0, le=limits.MID_CAP_MIB_MAX), Allowed(f"0..{limits.MID_CAP_MIB_MAX}")
+        int,
+        Field(ge=0, le=limits.MID_CAP_MIB_MAX),
+        AfterValidator(_no_single_mib),
+        Allowed(f"0 (none) or 2..{limits.MID_CAP_MIB_MAX}"),
     ] = 256
     numa: Annotated[
-        Literal["auto"] | Annotated[int, Field(ge=0, lt=limits.NUMA_NODES_MAX)],
+        Literal["auto"] | NodeNumber,
         Allowed(f'"auto" or a node number 0..{limits.NUMA_NODES_MAX - 1}'),
+    ] = "auto"
+    mid_numa: Annotated[
+        Literal["auto"]
+        | NodeNumber
+        | Annotated[list[NodeNumber], AfterValidator(_queue_list)],
+        Allowed(f'"auto" (as numa), a node 0..{limits.NUMA_NODES_MAX - 1}, or a list of nodes'),
+    ] = "auto"
+    report: Annotated[
+        str,
+        AfterValidator(_report_path),
+        Allowed('"auto" (beside the control socket), an absolute path, or "" for off'),
     ] = "auto"
 
 
@@ -149,6 +176,9 @@ class PortConfig(_Model):
     ] = "auto"
     poll: Annotated[Literal["irq", "defer", "busy"], _one_of("irq", "defer", "busy")] = "irq"
     jumbo: Annotated[bool, Allowed("true or false")] = False
+    pause: Annotated[
+        Literal["", "on", "off"], Allowed('"on", "off", or "" to leave it as it is')
+    ] = ""
     promiscuous: Annotated[bool, Allowed("true or false")] = True
     mtu: Annotated[
         int, Field(ge=68, le=limits.MTU_MAX), Allowed(f"68..{limits.MTU_MAX}")

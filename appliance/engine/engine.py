@@ -13,16 +13,18 @@ import threading
 import time
 from typing import Any
 
+from appliance import image
 from appliance.attachment import Attachment, Umem
 from appliance.config import Config, PortConfig
 from appliance.dataplane import Frames
 from appliance.dpdk import Device, DpdkAttachment, attachment_of
-from appliance.engine import build, check, cpus, governor, opening, statistics
+from appliance.engine import build, check, cpus, governor, opening, past, places, statistics
 from appliance.engine.crew import Crew
 from appliance.engine.guard import Guard
 from appliance.engine.swap import Rules
+from appliance.engine.tiers import Tiers
 from appliance.errors import PortError
-from appliance.memory import EventLog, report
+from appliance.memory import EventLog, MidTier, Reporter, report
 from appliance.net import InterfaceInfo, Link, interface, recover
 from appliance.steering import Rule
 
@@ -46,7 +48,10 @@ class Engine:
         self._crew: Crew | None = None
         self._rules: Rules | None = None
         self.events = EventLog()
+        self.tiers = Tiers()  # what the governor watches; who adds a tier calls tiers.watch
+        self.mid: MidTier | None = None  # from start to stop, unless mid_cap_mib is 0
         self._guard: Guard | None = None
+        self._reporter: Reporter | None = None
         self._leaked = 0
         self._started = time.monotonic()
         self._final: dict[str, Any] | None = None
@@ -82,30 +87,35 @@ class Engine:
         facts = {name: check.facts_of(info) for name, info in found.items()}
         opening.plug(self.config, self._devices)
         facts |= {name: device.facts() for name, device in self._devices.items()}
-        check.planned(self.config, facts)
+        check.hugepages(self.config, check.planned(self.config, facts))
         layout = build.layout(self.config, facts)
+        self.mid = places.mid_tier(self.config, facts)
+        if self.mid is not None:
+            self.tiers.watch("mid", "mid tier", self.mid)
         umems = [Umem(group.frames, group.tx_frames) for group in layout.groups]
         for port in self.config.ports:
             queues = range(len(layout.queues[port.name]))
-            places = [layout.group_of(port.name, at)[0] for at in queues]
-            mode = opening.mode(self.config, layout.groups[places[0]], port.name, found)
+            groups = [layout.group_of(port.name, at)[0] for at in queues]
+            mode = places.mode(self.config, layout.groups[groups[0]], port.name, found)
             spec = opening.spec(self.config, port, mode, self._devices.get(port.name))
             self._ports[port.name] = attachment_of(spec)(
                 spec,
                 [Rule.of(entry) for entry in self.config.rules_of(port.name)],
                 no_socket=port.no_socket,
-                umems=[umems[place] for place in places],
+                umems=[umems[place] for place in groups],
             )
             self._watch(port, found.get(port.name))
         self._crew = Crew(layout, self._ports)
         self._rules = Rules(self.config, self._ports, self._crew)
         self._rules.publish_all()
-        nodes = [opening.node(self._ports[group.lanes[0].port]) for group in layout.groups]
+        nodes = [places.node(self._ports[group.lanes[0].port]) for group in layout.groups]
         self._crew.start(cpus.here(nodes))
 
     def _govern(self) -> None:
         """Rings and frames are watched from here on."""
-        self._guard = Guard(self._ports, self.events)
+        self._reporter = Reporter(places.report(self.config), self._page, self.events)
+        self._reporter.start()
+        self._guard = Guard(self._ports, self.events, self.tiers, self._reporter.ran_out)
         self._publish_priorities()
         self._guard.start()
 
@@ -152,6 +162,8 @@ class Engine:
         """From any state to nothing. The figures are read when all is still and not yet gone."""
         if self._guard is not None:
             self._guard.stop()
+        if self._reporter is not None:
+            self._reporter.stop()
         for attachment in self._ports.values():
             attachment.stop()
         if self._crew is not None:
@@ -176,6 +188,8 @@ class Engine:
             device.close()
         for link in self._links.values():
             link.close()
+        self.tiers.forget()
+        self.mid = None  # what somebody still holds of it keeps it
 
     def __enter__(self) -> Engine:
         self.start()
@@ -196,13 +210,24 @@ class Engine:
         """Who holds what now, for how long, and what was done about it."""
         with self._lock:
             self._running()
-            return report.page(
-                statistics.memories(self._ports.values()),
-                statistics.holders(self.config, self._crew),
-                None,
-                self.events.listed(),
-                self._guard.summary() if self._guard is not None else None,
-            )
+            return self._page()
+
+    def _page(self) -> dict[str, Any]:
+        """Without the lock: the reporter's thread is waited for by stop(), which has it."""
+        return report.page(
+            statistics.memories(self._ports.values()),
+            statistics.holders(self.config, self._crew),
+            self.mid,
+            self.events.listed(),
+            self._guard.summary() if self._guard is not None else None,
+        )
+
+    def history(self, action: object, what: object = "") -> dict[str, Any]:
+        """"on", "off", or "show" with an object: what was done with a frame or a slab."""
+        with self._lock:
+            self._running()
+            memories = statistics.memories(self._ports.values())
+            return past.ask(memories, self.mid, self.events, action, what)
 
     def rules(self) -> list[dict[str, Any]]:
         """The rules in force with their ids and what they matched, port by port, in order."""
@@ -244,7 +269,7 @@ class Engine:
         drops.update(worker_drops)
         memories = self._memories()
         governed = self._guard.summary() if self._guard is not None else governor.summary({})
-        memory = {**statistics.memory(self.config, memories), "governor": governed}
+        memory = {**statistics.memory(self.config, memories, self.mid), "governor": governed}
         reasons = [*memory["reasons"], *(self._crew.troubles() if self._crew else [])]
         for entry in entries:
             reasons += entry["reasons"]
@@ -264,5 +289,6 @@ class Engine:
             "events": self.events.listed(EVENTS_SHOWN),
             "events_total": self.events.total,
             "state": state,
-            "reasons": [*reasons, *governed["reasons"]],
+            "reasons": list(dict.fromkeys([*reasons, *governed["reasons"]])),
+            **image.facts(),
         }

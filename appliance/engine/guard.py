@@ -1,22 +1,24 @@
-"""The guard: a thread that looks at every port's rings and frames and does what the governor says.
+"""The guard: a thread that looks at rings, frames and tiers and does what the governor says.
 
 Owns the beat, the readings and the acting: the shed threshold of the steering program and how many
 frames are posted to FILL. Decisions are governor.py's. It takes no lock of the engine, moves no
-frame, and a failure to act is an event, never the end.
+frame, and a failure to act is an event, never the end. When memory has run out it says so
+(`ran_out`), as often as it is seen.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from appliance.attachment import Attachment
 from appliance.engine import governor
 from appliance.engine.governor import Ladder, Reading, State
+from appliance.engine.tiers import Tiers
 from appliance.errors import OpenClawError
-from appliance.memory import EventLog, MidTier
+from appliance.memory import EventLog
 from appliance.plan import BURST
 from appliance.steering import Rule
 
@@ -26,14 +28,19 @@ TAKING = ("consume", "sample")
 
 
 class Guard:
-    """`Guard(ports, events)`; set_rules() for each port, start(), then summary(); stop()."""
+    """`Guard(ports, events, tiers)`; set_rules() for each port, start(), then summary(); stop()."""
 
     def __init__(
-        self, ports: Mapping[str, Attachment], events: EventLog, tier: MidTier | None = None
+        self,
+        ports: Mapping[str, Attachment],
+        events: EventLog,
+        tiers: Tiers | None = None,
+        ran_out: Callable[[str], None] | None = None,
     ) -> None:
         self._ports = dict(ports)
         self._events = events
-        self._tier = tier
+        self._ran_out = ran_out or (lambda why: None)
+        self._tiers = tiers if tiers is not None else Tiers()
         self._ladders = {name: Ladder() for name in ports}
         self._states = {name: State() for name in ports}
         # By queue: bursts cut short so far, and for how many beats in a row it has grown
@@ -69,15 +76,20 @@ class Guard:
     def summary(self) -> dict[str, Any]:
         """State, reasons, and what is in force, over all ports."""
         return governor.summary(
-            {name: (self._ladders[name], self._states[name]) for name in self._ports}
+            {name: (self._ladders[name], self._states[name]) for name in self._ports},
+            self._tiers.levels,
         )
 
     # ------------------------------------------------------------------------------------- beat
 
     def _run(self) -> None:
         while not self._ended.wait(BEAT_S):
+            now = time.monotonic()
+            for why in self._tiers.look(now):
+                self._ran_out(why)
             for name in self._ports:
-                self.beat(name, time.monotonic())
+                self.beat(name, now)
+            self._tiers.rest(now, quiet=not any(state.rung for state in self._states.values()))
 
     def beat(self, port: str, now: float) -> None:
         """One look at one port, and what follows from it."""
@@ -86,6 +98,9 @@ class Guard:
         if not readings and not (before.rung or before.over or before.pressed):
             return
         after = governor.decide(ladder, before, readings, now)
+        for one in readings:
+            if one.kind == "frames" and one.share >= governor.FRAMES.trip:
+                self._ran_out(f"{one.name}: no free frames to receive with")
         if after.rung != before.rung:
             self._act(port, ladder, before.rung, after.rung)
             self._note(port, ladder, before, after, readings, now)
@@ -106,10 +121,7 @@ class Guard:
                 starved[place] = (fresh, beats)
                 name = f"{port}/{queue.queue_id}"
                 found.append(Reading("frames", name, beats / governor.BEATS, waiting))
-        if self._tier is not None:
-            used = self._tier.slabs.figures()["arenas"] * 2
-            found.append(Reading("mid", "mid tier", used / self._tier.cap_mib, used))
-        return found
+        return found + governor.readings_of(port, self._tiers.levels)
 
     def _act(self, port: str, ladder: Ladder, before: int, after: int) -> None:
         attachment = self._ports[port]
@@ -133,7 +145,7 @@ class Guard:
         readings: list[Reading],
         now: float,
     ) -> None:
-        """Who: the worker that is behind on its queue. Age: since the step before."""
+        """Who: the worker that is behind on its queue, or the tier. Age: since the step before."""
         worst = max(readings, key=lambda one: one.share, default=Reading("ring", port, 0.0))
         up = after.rung > before.rung
         shed, withheld = ladder.shed_above(after.rung), ladder.withholds(after.rung)
@@ -144,6 +156,7 @@ class Guard:
         else:
             action = f"sheds above priority {shed}"
         since = before.stepped if before.rung else now
-        culprit = f"worker of {worst.name}" if up else port
+        who = f"worker of {worst.name}" if worst.kind in ("ring", "frames") else worst.name
+        culprit = who if up else port
         why = "; ".join(after.pressed) if up else "clear again"
         self._events.note(culprit, action, worst.amount, int((now - since) * 1000), why)

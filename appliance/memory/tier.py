@@ -13,7 +13,7 @@ from typing import Any
 from appliance.dataplane import Slab, SlabCache, Slabs, slab_object
 from appliance.errors import ConfigError, HostError, MemoryExhausted
 from appliance.limits import MID_CAP_MIB_MAX
-from appliance.memory import explain
+from appliance.memory import explain, history
 
 OBJECT_BYTES_MAX = 65536
 _HUGEPAGES = ("auto", "require", "off")
@@ -84,7 +84,7 @@ class MidTier:
             raise ValueError(f"count: {count}: 0 to {self.cap_mib << 14}")
         made = slab_object.alloc_bulk(self.slabs, nbytes, count, self._asked)
         if made is None:
-            raise MemoryExhausted(explain.refusal(self, nbytes, count))
+            raise MemoryExhausted(*explain.refusal(self, nbytes, count))
         return made
 
     def release_bulk(self, slabs: Sequence[Slab]) -> None:
@@ -103,9 +103,35 @@ class MidTier:
         """Gives empty arenas back where a class has too many of them (the governor's beat)."""
         slab_object.tidy(self.slabs)
 
+    def keep_history(self, on: bool) -> None:
+        """Notes the last 16 operations of each slab from now on: who, when, which. Or no more."""
+        self.slabs.keep_history(on)
+
+    def history(self, slab: Slab | int) -> dict[str, Any]:
+        """What was done with a slab; also one that is gone, by its address or handle."""
+        return history.of_slab(self.slabs, slab.handle if isinstance(slab, Slab) else slab)
+
     def explain(self) -> dict[str, Any]:
         """Who has what: see explain.page."""
         return explain.page(self)
+
+    def summary(self) -> dict[str, Any]:
+        """The tier in a few figures, for the statistics: see explain.summary."""
+        return explain.summary(self)
+
+    def pressure(self) -> tuple[int, int, str, tuple[str, ...]]:
+        """(bytes in use, bytes of the cap, state, reasons): what the governor looks at.
+
+        Arenas count whole, and empty ones not at all. Whether the pages are the ones that were
+        asked for is no pressure: that is in summary().
+        """
+        used, capacity = self.slabs.pressure()
+        return used, capacity, "ok", ()
+
+    @property
+    def refusals(self) -> int:
+        """How often a slab was asked for in vain, by C callers too."""
+        return int(self.slabs.refusals)
 
     @property
     def asked(self) -> list[int]:

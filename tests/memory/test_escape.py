@@ -260,6 +260,24 @@ def test_a_policy_that_cannot_be_is_refused_in_one_line(arguments, words):
         opened(**{"policy": "reliable", **arguments})
 
 
+def test_a_hold_that_ends_while_the_sweep_asks_for_memory_is_no_error():
+    """Seen once in a thousand runs: the receiver of another thread raised StaleFrame for it."""
+    with opened("reliable", max_hold_ms=1) as port:
+        batch = receive(port, [packet(1)])
+        frame = batch[0].hold()
+        batch.release()
+        usual = port._holding
+
+        def released_meanwhile(nbytes):
+            frame.release()
+            return usual._spill(nbytes)
+
+        port._endpoint.rule_holds("reliable", released_meanwhile, usual._tell, 1_000_000)
+        time.sleep(0.005)
+        assert port.sweep() == 0 == port.held == port.memory()["copies"]
+        ledger_adds_up(port)
+
+
 @pytest.mark.parametrize("policy", ["reliable", "lossy"])
 def test_threads_that_hold_more_than_the_quota_lose_no_frame_and_see_no_other_packet(policy):
     """Four threads hold, look and release on one port for 0.5 s, always over the quota."""
