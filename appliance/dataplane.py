@@ -25,6 +25,7 @@ from cython_ext import (
     slab_object,
 )
 from cython_ext.endpoint import Endpoint
+from cython_ext.filter_jit import NativeFilter
 from cython_ext.frames import Frames
 from cython_ext.history import History
 from cython_ext.lending import Batch, Frame
@@ -34,6 +35,7 @@ from cython_ext.shm_ring import ShmRing
 from cython_ext.slab_object import Slab
 from cython_ext.slab_tier import Cache as SlabCache
 from cython_ext.slab_tier import Slabs
+from cython_ext.user_rules import Decisions, Filters
 from cython_ext.worker import Worker, bucket_upper_ns
 from cython_ext.xsk import XskQueue
 
@@ -50,7 +52,7 @@ def dpdk() -> types.SimpleNamespace:
     Imported when a port asks for them: DPDK's libraries cost a process 40 ms and 20 MiB.
     """
     try:
-        from cython_ext import dpdk_device, dpdk_eal, dpdk_pool, dpdk_port, dpdk_rules
+        from cython_ext import dpdk_device, dpdk_eal, dpdk_pool, dpdk_port
     except ImportError as error:
         raise HostError(
             f"this build has no DPDK ({error})",
@@ -61,17 +63,19 @@ def dpdk() -> types.SimpleNamespace:
         DpdkQueue=dpdk_port.DpdkQueue,
         Pool=dpdk_pool.Pool,
         eal=dpdk_eal,
-        rules=dpdk_rules,
     )
 
 
 __all__ = [
     "Batch",
+    "Decisions",
     "Endpoint",
+    "Filters",
     "Frame",
     "Frames",
     "History",
     "LoopQueue",
+    "NativeFilter",
     "Queue",
     "ShmRing",
     "Slab",
