@@ -140,12 +140,16 @@ class Device:
             )
         return numbers
 
+    @property
+    def closed(self) -> bool:
+        return bool(self._device.closed)
+
     def link(self) -> str:
         return str(self._device.link())
 
     def settings(self) -> dict[str, Any]:
         """Offloads, RSS, promiscuous and MTU, read back."""
-        return dict(in_netns(self.netns, self._device.settings))
+        return dict(self._device.settings())
 
     def statistics(self) -> dict[str, int]:
         """DPDK's own counters; after close, the last."""
