@@ -10,6 +10,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy
 from posix.unistd cimport close
+from cython_ext.atomics cimport load_relaxed_u32
 from cython_ext.arena cimport fault, memory_file, nodes_of, reserve_addresses
 from cython_ext.frames cimport (pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
                                 pthread_mutex_unlock)
@@ -186,6 +187,17 @@ cdef class Slabs:
                                  ("ledger", self.t.fd_ledger)) if fd >= 0}
 
     # -------------------------------------------------------------- figures, read live
+
+    def pressure(self):
+        """(bytes of arenas that hold something, bytes of the cap): cheap enough for every look."""
+        cdef uint32_t i
+        cdef uint64_t empty = 0, mapped
+        with nogil:
+            for i in range(CLASSES):
+                empty += load_relaxed_u32(&self.t.classes[i].empty)
+            mapped = load_relaxed_u32(&self.t.arenas_open)
+        return ((mapped - min(empty, mapped)) * ARENA_BYTES,
+                <uint64_t>self.t.arenas_max * ARENA_BYTES)
 
     def figures(self):
         """Counts of the whole tier and of each class that was ever used; see MidTier.explain."""

@@ -65,6 +65,12 @@ def _queue_list(queues: list[int]) -> list[int]:
     return queues
 
 
+def _no_single_mib(cap: int) -> int:
+    if cap == 1:
+        raise ValueError("less than one arena")
+    return cap
+
+
 def _directories(value: str | list[str]) -> str | list[str]:
     paths = [value] if isinstance(value, str) else value
     if not 1 <= len(paths) <= limits.DIRECTORIES_MAX or len(set(paths)) != len(paths):
@@ -114,7 +120,10 @@ class MemoryConfig(_Model):
         Allowed(f"{limits.FRAMES_PER_QUEUE_MIN}..{limits.FRAMES_PER_QUEUE_MAX}"),
     ] = 8192
     mid_cap_mib: Annotated[
-        int, Field(ge=0, le=limits.MID_CAP_MIB_MAX), Allowed(f"0..{limits.MID_CAP_MIB_MAX}")
+        int,
+        Field(ge=0, le=limits.MID_CAP_MIB_MAX),
+        AfterValidator(_no_single_mib),
+        Allowed(f"0 (none) or 2..{limits.MID_CAP_MIB_MAX}"),
     ] = 256
     numa: Annotated[
         Literal["auto"] | Annotated[int, Field(ge=0, lt=limits.NUMA_NODES_MAX)],

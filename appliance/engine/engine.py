@@ -16,14 +16,14 @@ from typing import Any
 from appliance.attachment import Attachment, PortSpec, Umem
 from appliance.config import Config, PortConfig
 from appliance.dataplane import Frames
-from appliance.engine import build, check, cpus, governor, statistics
+from appliance.engine import build, check, cpus, governor, places, statistics
 from appliance.engine.crew import Crew
 from appliance.engine.guard import Guard
 from appliance.engine.swap import Rules
+from appliance.engine.tiers import Tiers
 from appliance.errors import PortError
-from appliance.memory import EventLog, report
+from appliance.memory import EventLog, MidTier, report
 from appliance.net import InterfaceInfo, Link, interface, recover
-from appliance.net.zerocopy import verdict
 from appliance.steering import Rule
 
 EVENTS_SHOWN = 16  # in the statistics; `mem explain` has all
@@ -45,6 +45,8 @@ class Engine:
         self._crew: Crew | None = None
         self._rules: Rules | None = None
         self.events = EventLog()
+        self.tiers = Tiers()  # what the governor watches; who adds a tier calls tiers.watch
+        self.mid: MidTier | None = None  # from start to stop, unless mid_cap_mib is 0
         self._guard: Guard | None = None
         self._leaked = 0
         self._started = time.monotonic()
@@ -81,26 +83,30 @@ class Engine:
         facts = {name: check.facts_of(info) for name, info in found.items()}
         check.planned(self.config, facts)
         layout = build.layout(self.config, facts)
+        self.mid = places.mid_tier(self.config, facts)
+        if self.mid is not None:
+            self.tiers.watch("mid", "mid tier", self.mid)
         umems = [Umem(group.frames, group.tx_frames) for group in layout.groups]
         for port in self.config.ports:
             queues = range(len(layout.queues[port.name]))
-            places = [layout.group_of(port.name, at)[0] for at in queues]
+            groups = [layout.group_of(port.name, at)[0] for at in queues]
+            mode = places.mode(self.config, layout.groups[groups[0]], port.name, found)
             self._ports[port.name] = Attachment(
-                self._spec(port, _mode(self.config, layout.groups[places[0]], port.name, found)),
+                self._spec(port, mode),
                 [Rule.of(entry) for entry in self.config.rules_of(port.name)],
                 no_socket=port.no_socket,
-                umems=[umems[place] for place in places],
+                umems=[umems[place] for place in groups],
             )
             self._watch(port, found.get(port.name))
         self._crew = Crew(layout, self._ports)
         self._rules = Rules(self.config, self._ports, self._crew)
         self._rules.publish_all()
-        nodes = [_node(self._ports[group.lanes[0].port]) for group in layout.groups]
+        nodes = [places.node(self._ports[group.lanes[0].port]) for group in layout.groups]
         self._crew.start(cpus.here(nodes))
 
     def _govern(self) -> None:
         """Rings and frames are watched from here on."""
-        self._guard = Guard(self._ports, self.events)
+        self._guard = Guard(self._ports, self.events, self.tiers)
         self._publish_priorities()
         self._guard.start()
 
@@ -187,6 +193,8 @@ class Engine:
             attachment.close()
         for link in self._links.values():
             link.close()
+        self.tiers.forget()
+        self.mid = None  # what somebody still holds of it keeps it
 
     def __enter__(self) -> Engine:
         self.start()
@@ -210,7 +218,7 @@ class Engine:
             return report.page(
                 statistics.memories(self._ports.values()),
                 statistics.holders(self.config, self._crew),
-                None,
+                self.mid,
                 self.events.listed(),
                 self._guard.summary() if self._guard is not None else None,
             )
@@ -250,7 +258,7 @@ class Engine:
         drops.update(worker_drops)
         memories = self._memories()
         governed = self._guard.summary() if self._guard is not None else governor.summary({})
-        memory = {**statistics.memory(self.config, memories), "governor": governed}
+        memory = {**statistics.memory(self.config, memories, self.mid), "governor": governed}
         reasons = [*memory["reasons"], *(self._crew.troubles() if self._crew else [])]
         for entry in entries:
             reasons += entry["reasons"]
@@ -270,25 +278,5 @@ class Engine:
             "events": self.events.listed(EVENTS_SHOWN),
             "events_total": self.events.total,
             "state": state,
-            "reasons": [*reasons, *governed["reasons"]],
+            "reasons": list(dict.fromkeys([*reasons, *governed["reasons"]])),
         }
-
-
-def _mode(
-    config: Config, group: build.Group, port: str, found: dict[str, InterfaceInfo]
-) -> str:
-    """The mode to ask for. Unasked, ports that share memory copy unless all their drivers are good.
-
-    The first queue of a port is always in the group of every port that it shares memory with.
-    """
-    mode = build.mode_of(config, group, port)
-    names = {lane.port for lane in group.lanes}
-    if mode == "auto" and len(names) > 1:
-        good = all(name in found and verdict(found[name].driver).good for name in names)
-        return "auto" if good else "copy"
-    return mode
-
-
-def _node(attachment: Attachment) -> int | None:
-    node = attachment.queues[0].frames.arena.numa_node
-    return node if node >= 0 else None

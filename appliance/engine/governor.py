@@ -5,8 +5,11 @@ acts. The ladder of a port, one rung at a time:
 
     shed the rules of the largest priority number, in XDP, before the copy
     ... the next ones; those of the smallest number that the port has are never shed
-    withhold FILL, so that the kernel or the NIC drops (only when frames or the mid tier run out:
-    a full RX ring drops by itself)
+    withhold FILL, so that the kernel or the NIC drops (only when frames run out: a full RX ring,
+    and a tier that can take no more, drop by themselves, and count it)
+
+Rings and frames belong to a port. A tier (mid, persistent) belongs to the ports whose packets go
+there: what is shed of them before the copy need not be kept.
 
 Up at once when a level trips and goes on rising, and again when it has not fallen after SETTLE_S.
 Down when all levels have been clear for a while, which doubles when a step down was too early.
@@ -14,9 +17,9 @@ Down when all levels have been clear for a while, which doubles when a step down
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 STATES = ("ok", "pressure", "shedding", "degraded")  # in the order of gravity
 
@@ -36,7 +39,10 @@ RING = Watermark(pressure=0.25, trip=0.5, clear=0.125)
 # Bursts cut short for want of a frame, as beats in a row over BEATS: one may be chance.
 FRAMES = Watermark(pressure=0.3, trip=1.0, clear=0.0)
 MID = Watermark(pressure=0.75, trip=0.9, clear=0.6)
-MARKS = {"ring": RING, "frames": FRAMES, "mid": MID}
+# What waits for the disk, of the memory that may: a disk that stalls for a second is usual, and is
+# what that memory is for.
+PERSISTENT = Watermark(pressure=0.5, trip=0.8, clear=0.4)
+MARKS = {"ring": RING, "frames": FRAMES, "mid": MID, "persistent": PERSISTENT}
 
 BEATS = 3
 RUNGS_MAX = 8  # so that all are taken back within a second: 0.3 s, then 0.1 s each
@@ -54,6 +60,33 @@ class Reading:
     name: str
     share: float
     amount: int = 0
+
+
+class Tier(Protocol):
+    """Memory that can fill up. `kind` of MARKS is said where it is given to the guard."""
+
+    def pressure(self) -> tuple[int, int, str, Sequence[str]]:
+        """(used, capacity, one of STATES, reasons in words); used and capacity in bytes."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """What a tier answered. `ports` send packets there; None: all do."""
+
+    kind: str
+    name: str
+    used: int
+    capacity: int
+    state: str = "ok"
+    reasons: tuple[str, ...] = ()
+    ports: frozenset[str] | None = None
+
+    @property
+    def share(self) -> float:
+        return min(1.0, self.used / self.capacity) if self.capacity > 0 else 0.0
+
+    def of(self, port: str) -> bool:
+        return self.ports is None or port in self.ports
 
 
 @dataclass(frozen=True)
@@ -98,6 +131,15 @@ class Ladder:
         return rung >= self.top
 
 
+def readings_of(port: str, levels: Iterable[Level]) -> list[Reading]:
+    """The tiers of a port that are worth a word; everything else is clear."""
+    return [
+        Reading(level.kind, level.name, level.share, level.used)
+        for level in levels
+        if level.of(port) and level.share > MARKS[level.kind].clear
+    ]
+
+
 def decide(ladder: Ladder, state: State, readings: Iterable[Reading], now: float) -> State:
     """The state from `now` on."""
     found = list(readings)
@@ -125,7 +167,7 @@ def decide(ladder: Ladder, state: State, readings: Iterable[Reading], now: float
 
 def _up(ladder: Ladder, state: State, tripped: list[Reading], now: float) -> State:
     worst = max(one.share for one in tripped)
-    most = ladder.top if any(one.kind != "ring" for one in tripped) else ladder.top - 1
+    most = ladder.top if any(one.kind == "frames" for one in tripped) else ladder.top - 1
     rising = state.rung == 0 or worst > state.worst
     if state.rung >= most or not (rising or now - state.stepped >= SETTLE_S):
         return state
@@ -166,20 +208,28 @@ def worst_of(names: Iterable[str]) -> str:
 def _words(one: Reading) -> str:
     if one.kind == "frames":
         return f"{one.name}: no free frames to receive with"
-    what = "RX ring" if one.kind == "ring" else "mid tier"
-    return f"{one.name}: {what} {one.share:.0%} full"
+    what = "RX ring " if one.kind == "ring" else ""
+    return f"{one.name}: {what}{one.share:.0%} full"
 
 
-def summary(ports: Mapping[str, tuple[Ladder, State]]) -> dict[str, Any]:
-    """{"state", "reasons", "shed_above", "withheld", "ports"}: what the statistics show."""
+def summary(
+    ports: Mapping[str, tuple[Ladder, State]], levels: Sequence[Level] = ()
+) -> dict[str, Any]:
+    """{"state", "reasons", "shed_above", "withheld", "ports", "tiers"}: what statistics show."""
     states = {name: name_of(ladder, state) for name, (ladder, state) in ports.items()}
     sheds = [ladder.shed_above(state.rung) for ladder, state in ports.values()]
     return {
-        "state": worst_of(states.values()),
+        "state": worst_of([*states.values(), *(level.state for level in levels)]),
         "reasons": [
             line for name, (ladder, state) in ports.items() for line in reasons(name, ladder, state)
-        ],
+        ]
+        + [line for level in levels for line in level.reasons],
         "shed_above": min((shed for shed in sheds if shed is not None), default=None),
         "withheld": any(ladder.withholds(state.rung) for ladder, state in ports.values()),
         "ports": states,
+        "tiers": {
+            level.name: {"kind": level.kind, "used": level.used, "capacity": level.capacity,
+                         "state": level.state}
+            for level in levels
+        },
     }

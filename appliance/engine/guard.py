@@ -1,4 +1,4 @@
-"""The guard: a thread that looks at every port's rings and frames and does what the governor says.
+"""The guard: a thread that looks at rings, frames and tiers and does what the governor says.
 
 Owns the beat, the readings and the acting: the shed threshold of the steering program and how many
 frames are posted to FILL. Decisions are governor.py's. It takes no lock of the engine, moves no
@@ -15,8 +15,9 @@ from typing import Any
 from appliance.attachment import Attachment
 from appliance.engine import governor
 from appliance.engine.governor import Ladder, Reading, State
+from appliance.engine.tiers import Tiers
 from appliance.errors import OpenClawError
-from appliance.memory import EventLog, MidTier
+from appliance.memory import EventLog
 from appliance.plan import BURST
 from appliance.steering import Rule
 
@@ -26,14 +27,14 @@ TAKING = ("consume", "sample")
 
 
 class Guard:
-    """`Guard(ports, events)`; set_rules() for each port, start(), then summary(); stop()."""
+    """`Guard(ports, events, tiers)`; set_rules() for each port, start(), then summary(); stop()."""
 
     def __init__(
-        self, ports: Mapping[str, Attachment], events: EventLog, tier: MidTier | None = None
+        self, ports: Mapping[str, Attachment], events: EventLog, tiers: Tiers | None = None
     ) -> None:
         self._ports = dict(ports)
         self._events = events
-        self._tier = tier
+        self._tiers = tiers if tiers is not None else Tiers()
         self._ladders = {name: Ladder() for name in ports}
         self._states = {name: State() for name in ports}
         # By queue: bursts cut short so far, and for how many beats in a row it has grown
@@ -69,15 +70,19 @@ class Guard:
     def summary(self) -> dict[str, Any]:
         """State, reasons, and what is in force, over all ports."""
         return governor.summary(
-            {name: (self._ladders[name], self._states[name]) for name in self._ports}
+            {name: (self._ladders[name], self._states[name]) for name in self._ports},
+            self._tiers.levels,
         )
 
     # ------------------------------------------------------------------------------------- beat
 
     def _run(self) -> None:
         while not self._ended.wait(BEAT_S):
+            now = time.monotonic()
+            self._tiers.look(now)
             for name in self._ports:
-                self.beat(name, time.monotonic())
+                self.beat(name, now)
+            self._tiers.rest(now, quiet=not any(state.rung for state in self._states.values()))
 
     def beat(self, port: str, now: float) -> None:
         """One look at one port, and what follows from it."""
@@ -106,10 +111,7 @@ class Guard:
                 starved[place] = (fresh, beats)
                 name = f"{port}/{queue.queue_id}"
                 found.append(Reading("frames", name, beats / governor.BEATS, waiting))
-        if self._tier is not None:
-            used = self._tier.slabs.figures()["arenas"] * 2
-            found.append(Reading("mid", "mid tier", used / self._tier.cap_mib, used))
-        return found
+        return found + governor.readings_of(port, self._tiers.levels)
 
     def _act(self, port: str, ladder: Ladder, before: int, after: int) -> None:
         attachment = self._ports[port]
@@ -133,7 +135,7 @@ class Guard:
         readings: list[Reading],
         now: float,
     ) -> None:
-        """Who: the worker that is behind on its queue. Age: since the step before."""
+        """Who: the worker that is behind on its queue, or the tier. Age: since the step before."""
         worst = max(readings, key=lambda one: one.share, default=Reading("ring", port, 0.0))
         up = after.rung > before.rung
         shed, withheld = ladder.shed_above(after.rung), ladder.withholds(after.rung)
@@ -144,6 +146,7 @@ class Guard:
         else:
             action = f"sheds above priority {shed}"
         since = before.stepped if before.rung else now
-        culprit = f"worker of {worst.name}" if up else port
+        who = f"worker of {worst.name}" if worst.kind in ("ring", "frames") else worst.name
+        culprit = who if up else port
         why = "; ".join(after.pressed) if up else "clear again"
         self._events.note(culprit, action, worst.amount, int((now - since) * 1000), why)

@@ -1,7 +1,8 @@
 """The Prometheus endpoint of a running appliance: GET /metrics, on loopback unless configured.
 
 Owns an HTTP listener with its own registry. The set of series is fixed by the configuration: labels
-are port, reason, rule, consumer and state, and a rule that was swapped out has no series any more.
+are port, reason, rule, consumer, state, tier and pages; a rule that was swapped out has no series
+any more.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from appliance.engine import governor
+from appliance.engine.statistics import BACKINGS
 from appliance.errors import HostError
 from appliance.limits import METRICS_CLIENTS_MAX
 
@@ -60,6 +62,7 @@ class Collector:
             text = "From XDP to the worker, since the start."
             yield _one(f"openclaw_latency_{name}_seconds", text, value / 1e9)
         yield _one("openclaw_memory_bytes", "The fast tier.", stats["memory"]["fast"]["bytes"])
+        yield from _memory(stats["memory"])
         yield _one("openclaw_degraded", "1 while something is not as it should be.",
                    int(stats["state"] == "degraded"))
         states = GaugeMetricFamily("openclaw_state", "1 for the state it is in.", labels=["state"])
@@ -95,6 +98,23 @@ def _ports(stats: dict[str, Any]) -> Iterator[Metric]:
             steering.add_metric([port["name"], state], port["steering"].get(state, 0))
         up.add_metric([port["name"]], int(port["link"] == "up"))
     yield from (kernel, steering, up)
+
+
+def _memory(memory: dict[str, Any]) -> Iterator[Metric]:
+    """The mid tier, and on which pages either tier is: a fallback is a state that can alarm."""
+    mid = memory["mid"]
+    for key, text in (("bytes", "Mapped arenas of the mid tier."), ("used_bytes", "Used slabs."),
+                      ("cap_bytes", "The most that the mid tier may map.")):
+        yield _one(f"openclaw_mid_{key}", text, mid[key])
+    yield CounterMetricFamily("openclaw_mid_refusals", "Slabs that were asked for in vain.",
+                              value=mid["refusals"])
+    backing = GaugeMetricFamily(
+        "openclaw_memory_backing", "1 for the worst pages of the tier.", labels=["tier", "pages"]
+    )
+    for tier, found in (("fast", memory["backing"]), ("mid", mid["backing"])):
+        for pages in BACKINGS:
+            backing.add_metric([tier, pages], int(found == pages))
+    yield backing
 
 
 def _rules(rules: list[dict[str, Any]]) -> Iterator[Metric]:

@@ -17,6 +17,7 @@ from appliance.config import Config
 from appliance.dataplane import Frames, bucket_upper_ns
 from appliance.engine.build import Group
 from appliance.engine.crew import Crew
+from appliance.memory import MidTier, explain
 
 BACKINGS = ("2M", "thp", "4k")  # best first
 PERCENTILES = (("p50", 0.5), ("p99", 0.99), ("p999", 0.999))
@@ -163,11 +164,15 @@ def percentiles(counts: np.ndarray, largest: int) -> dict[str, int]:
     return result
 
 
-def memory(config: Config, memories: Sequence[Frames]) -> dict[str, Any]:
+def memory(
+    config: Config, memories: Sequence[Frames], mid: MidTier | None = None
+) -> dict[str, Any]:
     """The tiers. A backing worse than what was asked for is a state, not a remark."""
     backings = [made.arena.backing for made in memories]
     worst = max(backings, key=BACKINGS.index, default=BACKINGS[0])
     reasons = list(dict.fromkeys(made.arena.reason for made in memories if made.arena.reason))
+    slabs = explain.summary(mid)
+    reasons += slabs["reasons"]
     return {
         "fast": {
             "bytes": sum(made.arena.bytes for made in memories),
@@ -175,7 +180,7 @@ def memory(config: Config, memories: Sequence[Frames]) -> dict[str, Any]:
             "frame_bytes": config.memory.frame_bytes,
             "hugepages": config.memory.hugepages,
         },
-        "mid": {"bytes": 0, "cap_bytes": config.memory.mid_cap_mib << 20},
+        "mid": slabs,
         "persistent": {"bytes": 0, "devices": []},
         "backing": worst,
         "state": "degraded" if reasons else "ok",

@@ -57,6 +57,30 @@ def page(tier: MidTier) -> dict[str, Any]:
     }
 
 
+def summary(tier: MidTier | None) -> dict[str, Any]:
+    """The tier's entry of the statistics; all zero for an appliance without one."""
+    if tier is None:
+        return {"bytes": 0, "cap_bytes": 0, "used_bytes": 0, "peak_bytes": 0, "refusals": 0,
+                "hugepages": "off", "backing": "", "state": "ok", "reasons": []}
+    figures = tier.slabs.figures()
+    reasons = _reasons(figures)
+    backings = {backing for _, _, backing, _, _ in tier.slabs.arenas()}
+    return {
+        "bytes": figures["arenas"] * ARENA_MIB << 20,
+        "cap_bytes": tier.cap_mib << 20,
+        "used_bytes": sum(
+            max(0, one["total"] - one["depot"] - one["cached"]) * one["bytes"]
+            for one in figures["classes"]
+        ),
+        "peak_bytes": figures["arenas_peak"] * ARENA_MIB << 20,
+        "refusals": figures["refusals"],
+        "hugepages": tier.hugepages,
+        "backing": max(backings, key=_WORST.__getitem__, default=""),
+        "state": "degraded" if reasons else "ok",
+        "reasons": reasons,
+    }
+
+
 def _class(one: dict[str, int], arenas: list[dict[str, Any]], asked: list[int]) -> dict[str, Any]:
     size = one["bytes"]
     used = max(0, one["total"] - one["depot"] - one["cached"])
@@ -85,13 +109,13 @@ def _reasons(figures: dict[str, Any]) -> list[str]:
     """Why the tier is not as good as was asked for."""
     reasons = []
     if figures["fallbacks"]:
-        reasons.append(f"{figures['fallbacks']} arenas found no free hugepage")
+        reasons.append(f"mid tier: {figures['fallbacks']} arenas found no free hugepage")
     if figures["unbound"]:
-        reasons.append("the kernel did not take the preferred NUMA nodes")
+        reasons.append("mid tier: the kernel did not take the preferred NUMA nodes")
     broken = {name: count for name, count in figures["violations"].items() if count}
     if broken:
         kinds = ", ".join(f"{count} {name}" for name, count in broken.items())
-        reasons.append(f"misuse: {kinds}, last at {figures['violation_address']:#x}")
+        reasons.append(f"mid tier: misuse: {kinds}, last at {figures['violation_address']:#x}")
     return reasons
 
 

@@ -107,6 +107,19 @@ class MidTier:
         """Who has what: see explain.page."""
         return explain.page(self)
 
+    def summary(self) -> dict[str, Any]:
+        """The tier in a few figures, for the statistics: see explain.summary."""
+        return explain.summary(self)
+
+    def pressure(self) -> tuple[int, int, str, tuple[str, ...]]:
+        """(bytes in use, bytes of the cap, state, reasons): what the governor looks at.
+
+        Arenas count whole, and empty ones not at all. Whether the pages are the ones that were
+        asked for is no pressure: that is in summary().
+        """
+        used, capacity = self.slabs.pressure()
+        return used, capacity, "ok", ()
+
     @property
     def asked(self) -> list[int]:
         return list(self._asked)

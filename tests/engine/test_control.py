@@ -270,7 +270,7 @@ def test_metrics_tell_the_same_as_the_statistics_and_have_only_known_labels(tmp_
         assert found['openclaw_frames{state="leaked"}'] == 0
         labels = {word.split("=")[0] for name in found if "{" in name
                   for word in name[name.index("{") + 1 : -1].split(",")}
-        assert labels <= {"port", "reason", "rule", "consumer", "state"}
+        assert labels <= {"port", "reason", "rule", "consumer", "state", "tier", "pages"}
         # The series are the same at every scrape, whatever is swapped or counted meanwhile.
         rule = {"port": "l0", "match": "tcp", "action": "consume", "consumers": ["c"]}
         for place in range(5):
