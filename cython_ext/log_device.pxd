@@ -48,7 +48,11 @@ cdef struct oc_request:
     uint32_t first_iov        # before it: written (a write may be cut short)
     int64_t result            # 0, or -errno
     uint64_t submitted_ns
-    uint64_t covers           # the submitter's own: up to which entry this reaches
+    uint32_t slot             # its number: memory that belongs to a request goes by it
+    # the submitter's own
+    uint64_t covers           # up to which entry this reaches
+    uint64_t end              # of what it writes, in the segment
+    uint64_t serial           # of the segment
     oc_request* next
 
 cdef struct oc_device

@@ -234,6 +234,7 @@ cdef oc_request* device_request(oc_device* d) noexcept nogil:
     for i in range(DEPTH):
         if d.requests[i].kind == IDLE:
             memset(&d.requests[i], 0, sizeof(oc_request))
+            d.requests[i].slot = i
             return &d.requests[i]
     return NULL
 
