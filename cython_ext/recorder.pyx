@@ -17,8 +17,8 @@ from cython_ext.log_device cimport SYNC, THREADS, URING, device_close, device_op
 from cython_ext.log_format cimport OC_LOG_PORTS_MAX, oc_log_segment, oc_log_tally
 from cython_ext.queue cimport now_ns
 from cython_ext.recorder_blocks cimport lose_everything, own_up, supply, take_blocks, tidy
-from cython_ext.recorder_segments cimport (begin_segment, collect, ready, retire, seal_live,
-                                           settle, submit_sync, submit_writes)
+from cython_ext.recorder_segments cimport (begin_segment, collect, publish, ready, retire,
+                                           seal_live, settle, submit_sync, submit_writes)
 from cython_ext.recorder_types cimport (BEGUN, EVENTS_MAX, FAILED, HUNG, RETIRED, SPOOLS_MAX,
                                         STATES_MAX, oc_held, oc_note, oc_recorder)
 from cython_ext.shm_ring cimport spsc_dequeue
@@ -270,14 +270,14 @@ cdef class Recorder:
         return True
 
     def events(self):
-        """[(what, place, index, errno, "write" | "sync")] since the last call."""
+        """[(what, place, index, errno, "write" | "sync", bytes flushed)] since the last call."""
         cdef uint32_t head = load_acquire_u32(&self.w.notes_head)
         cdef oc_note* n
         out = []
         while self.w.notes_tail != head:
             n = &self.w.notes[self.w.notes_tail % EVENTS_MAX]
             out.append((NOTES[n.kind], n.place, n.serial, n.error,
-                        "sync" if n.operation == SYNC else "write"))
+                        "sync" if n.operation == SYNC else "write", n.synced))
             store_release_u32(&self.w.notes_tail, self.w.notes_tail + 1)
         return out
 
@@ -352,6 +352,8 @@ cdef class Recorder:
                 if page:
                     slabs_free_one(self.w.cache, BLOCK_CLASS, <void*><uintptr_t>page)
         self.w.pages = self.w.seal = NULL
+        self.w.state.writer_pid = self.w.state.writer_start = 0
+        publish(&self.w)
         self.w.n_states = 0
         self.state_views, self.kept = [], []
         self.cache.drain()

@@ -108,7 +108,7 @@ cdef void supply(oc_recorder* w, bint nowhere) noexcept nogil:
     cdef uint64_t block
     for i in range(w.n_spools):
         have = w.free[i].mine - load_acquire_u32(w.free[i].shared_theirs)
-        if have * 4 < w.stock[i] and w.stock[i] * 2 <= w.blocks_max // w.n_spools:
+        if have * 4 < w.stock[i] and w.stocked[i] and w.stock[i] * 2 <= w.blocks_max // w.n_spools:
             w.stock[i] *= 2
         while have < w.stock[i]:
             block = <uint64_t>get_block(w)
@@ -119,6 +119,7 @@ cdef void supply(oc_recorder* w, bint nowhere) noexcept nogil:
                 continue
             spsc_enqueue(w.free[i], &block, 1, 1)
             have += 1
+        w.stocked[i] = have >= w.stock[i]
 
 
 cdef void release(oc_recorder* w, uint64_t upto) noexcept nogil:

@@ -5,6 +5,7 @@ from cython_ext.recorder_types cimport oc_recorder
 cdef bint begin_segment(oc_recorder* w, uint64_t now) noexcept nogil
 cdef bint submit_writes(oc_recorder* w, uint64_t now) noexcept nogil
 cdef bint seal_live(oc_recorder* w, uint64_t now) noexcept nogil
+cdef void publish(oc_recorder* w) noexcept nogil
 cdef void retire(oc_recorder* w) noexcept nogil
 cdef bint ready(oc_recorder* w) noexcept nogil
 cdef bint submit_sync(oc_recorder* w, uint64_t now, bint urgent) noexcept nogil

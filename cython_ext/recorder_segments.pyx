@@ -42,8 +42,8 @@ cdef bint note(oc_recorder* w, uint32_t kind, const oc_live* seg, int error,
     if w.notes_head - load_acquire_u32(&w.notes_tail) == EVENTS_MAX:
         return False
     n = &w.notes[w.notes_head % EVENTS_MAX]
-    n.kind, n.place, n.serial, n.error, n.operation = (kind, seg.place, seg.serial, error,
-                                                       operation)
+    n.kind, n.place, n.serial, n.synced = kind, seg.place, seg.serial, seg.synced
+    n.error, n.operation = error, operation
     store_release_u32(&w.notes_head, w.notes_head + 1)
     tell(w.helper_fd)
     return True

@@ -59,6 +59,7 @@ cdef struct oc_note:
     uint64_t serial
     int error
     uint32_t operation            # WRITE or SYNC
+    uint64_t synced               # bytes of it that are flushed
 
 cdef struct oc_recorder:
     # from and to the workers
@@ -67,7 +68,7 @@ cdef struct oc_recorder:
     oc_spsc* full[SPOOLS_MAX]
     oc_spsc* free[SPOOLS_MAX]
     uint32_t[SPOOLS_MAX] stock    # free blocks that a spool is kept at
-    uint32_t stock_first
+    bint[SPOOLS_MAX] stocked      # it had that many after the last round
     # entries
     oc_held* held
     uint64_t mask

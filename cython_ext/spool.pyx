@@ -226,8 +226,10 @@ cdef class Spool:
                 raise MemoryError("a table of flows")
 
     def hand_over(self):
-        """The open block to the writer, from whatever thread, once the worker has stopped."""
+        """The open block to the writer, from whatever thread, once the worker has stopped. False:
+        the ring is full; again when the writer has taken some."""
         spool_hand_over(&self.s)
+        return self.s.open.data == NULL and self.s.lost == 0
 
     def figures(self):
         """What came, what went into blocks, and what did not, by reason."""
