@@ -57,7 +57,18 @@ class PortError(OpenClawError):
 
 
 class MemoryExhausted(OpenClawError):
-    """No frame, slab or arena is left within the limits that were given."""
+    """No frame, slab or arena is left within the limits that were given.
+
+    `summary` says who has what, and is part of the line; the whole page is `mem explain`.
+    """
+
+    def __init__(self, message: object = "", summary: object = "") -> None:
+        super().__init__(message)
+        self.summary = one_line(summary)
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return f"{text}; {self.summary}" if self.summary else text
 
 
 class LogDamaged(OpenClawError):

@@ -24,15 +24,8 @@ from cython_ext.frames cimport (Frames, oc_umem, pthread_mutex_lock,
 from cython_ext.holding cimport Holder
 from cython_ext.lending cimport Batch, Block, Frame, oc_piece
 from cython_ext.bursts cimport reap
+from cython_ext.poll cimport POLLIN, poll, pollfd
 from cython_ext.queue cimport FRAGS_MAX, Queue, now_ns, oc_burst, oc_queue
-
-cdef extern from "<poll.h>" nogil:
-    struct pollfd:
-        int fd
-        short events
-        short revents
-    int poll(pollfd* fds, unsigned long n, int timeout_ms)
-    short POLLIN
 
 cdef extern from "oc_xdp.h":
     enum:

@@ -22,4 +22,4 @@ cdef class Holder(Lender):
     cdef int make_room(self, Frame frame) except -1
     cdef bint copy_out(self, Frame frame, bint pinned) except -1
     cdef void end_hold(self, Frame frame) noexcept
-    cdef object refuse(self, str why)
+    cdef object refuse(self, str why, str more=*)

@@ -98,14 +98,20 @@ cdef class Holder(Lender):
 
     # ------------------------------------------------------------------------- the ways out
 
-    cdef object refuse(self, str why):
+    cdef object refuse(self, str why, str more=""):
         """The exception of a hold for which there is no room anywhere."""
         self.refused += 1
         if self.tell is not None:
             self.tell("refused", 1, 0)
         return lending.ExhaustedError(
             f"the quota of {self.quota} held frames is used up{why}: release some, "
-            "or raise quota_frames")
+            "or raise quota_frames", self.summary() + more)
+
+    def summary(self):
+        """One line for the exception: what this program has, and for how long."""
+        now = self.holds()
+        return (f"held {now['held']} ({now['viewed']} looked at), oldest {now['oldest_hold_ms']} "
+                f"ms; copied out {now['copies']} ({now['copied_bytes'] / 1048576:.1f} MiB)")
 
     cdef int make_room(self, Frame frame) except -1:
         """The quota has no room for this frame. 1: it was copied out; 0: there is room now."""
@@ -152,7 +158,8 @@ cdef class Holder(Lender):
         try:
             slab = self.spill(frame.length)
         except (lending.ExhaustedError, ValueError) as error:
-            raise self.refuse(f", and {error}") from None
+            more = getattr(error, "summary", "")
+            raise self.refuse(f", and {error.args[0]}", f"; {more}" if more else "") from None
         # Python has run meanwhile: others may have released it, looked at it or copied it out.
         if (frame.slab is not None or frame.pinned != pinned or frame.exports
                 or (pinned and frame.holds == 0)):

@@ -15,7 +15,7 @@ cdef class Lender:
     cdef readonly uint32_t owner          # number in the ledger
     cdef readonly uint32_t quota          # frames that may be held or viewed past their batch
     cdef readonly uint32_t pinned         # frames held or viewed now
-    cdef readonly int64_t clock_offset_ns # CLOCK_REALTIME - CLOCK_MONOTONIC, taken once at open
+    cdef readonly int64_t clock_offset_ns  # CLOCK_REALTIME - CLOCK_MONOTONIC, taken once at open
     cdef list blocks                      # idle column blocks
     cdef void* batches                    # batches not yet released, a list through `next`
     cdef void register(self, Batch batch) noexcept

@@ -40,7 +40,6 @@ def slab_ns(Slabs slabs not None, uint32_t nbytes, uint32_t bulk, double seconds
     cdef Cache owner = Cache(slabs, "gauge")
     cdef oc_cache* cache = owner.c
     cdef uint32_t cls = class_of_bytes(nbytes)
-    cdef uint32_t i
     cdef uint64_t objects = 0
     cdef void* space[BULK_MAX + 8]
     # Begins a cache line, as an array of frames does: vectors that are not split.
@@ -65,7 +64,6 @@ def slab_single_ns(Slabs slabs not None, uint32_t nbytes, double seconds):
     cdef Cache owner = Cache(slabs, "gauge")
     cdef oc_cache* cache = owner.c
     cdef uint32_t cls = class_of_bytes(nbytes)
-    cdef uint32_t i
     cdef uint64_t objects = 0
     cdef void* one
     cdef int64_t begin, took = 0
@@ -248,7 +246,6 @@ def ring_ns(ShmRing ring not None, uint32_t bulk, double seconds, Stop stop not 
     """ns per element between two threads, seen by the consumer; ring_feed is the other one."""
     cdef uint64_t buffer[BULK_MAX * 8]
     cdef uint64_t elements = 0
-    cdef uint32_t i
     cdef int64_t begin, took = 0
     with nogil:
         begin = _now(CLOCK_MONOTONIC)

@@ -157,7 +157,7 @@ cdef bint _give(oc_slabs* t, uint32_t cls, void* one) noexcept nogil:
     if (object_number(&c.ledger, one) >> c.arena_objects_shift) >= load_relaxed_u32(&c.top):
         violation(t, FOREIGN, one)
         return False
-    if OC_CHECKS_ON and c.ledger.state[object_number(&c.ledger, one)] == 1:
+    if OC_CHECKS_ON and c.ledger.state[object_number(&c.ledger, one)] & 1:
         memset(one, POISON, <size_t>1 << c.shift)
     if not give_one(&c.ledger, one):
         violation(t, NOT_LIVE, one)
@@ -194,7 +194,7 @@ cdef bint slabs_is_live(oc_slabs* t, const void* one, uint32_t* generation) noex
     if number >= ledger.objects_max:
         return False
     generation[0] = ledger.generation[number]
-    return ledger.state[number] == 1
+    return ledger.state[number] & 1
 
 
 # ------------------------------------------------------------------ caches

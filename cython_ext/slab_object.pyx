@@ -15,7 +15,7 @@ from libc.stdlib cimport free, malloc
 from cython_ext.slab cimport (slabs_alloc, slabs_free, slabs_free_directly, slabs_is_live)
 from cython_ext.slab_arenas cimport slabs_too_many_empty, slabs_trim
 from cython_ext.slab_tier cimport Cache, Slabs
-from cython_ext.slab_types cimport CLASSES, class_of_bytes
+from cython_ext.slab_types cimport CLASSES, class_of_bytes, name_one
 
 # The exceptions of the package above us, put here by its facade (imports point downward only).
 StaleSlabError = RuntimeError
@@ -247,7 +247,7 @@ def alloc_bulk(Slabs slabs not None, uint32_t nbytes, uint32_t n, list account):
             one.nbytes = nbytes
             one.class_bytes = 64 << cls
             one.p = got[i]
-            slabs_is_live(&slabs.t, got[i], &one.generation)
+            one.generation = <uint32_t>name_one(&slabs.t.classes[cls].ledger, got[i])
             one.account = account
             account[cls] += nbytes
             out.append(one)

@@ -237,6 +237,11 @@ cdef class Slabs:
                                for i in range(VIOLATIONS)},
                 "violation_address": self.t.violation_address}
 
+    @property
+    def refusals(self):
+        """Allocations that failed, so far."""
+        return self.t.refusals
+
     def arenas(self):
         """[(class bytes, number, backing, node, free objects)] of the arenas that are mapped."""
         cdef uint32_t i, k

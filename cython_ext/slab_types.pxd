@@ -1,7 +1,7 @@
 # Slabs, their memory and their ledger: the mid tier. Objects of 64 B to 64 KiB that outlive a
 # frame, in arenas of 2 MiB.
 #
-#   live      the user                         its state is 1
+#   live      the user                         its state is 1, or 3 with a handle (named)
 #   cached    a cache (one thread's magazines) its state is 0
 #   depot     the class, under its lock        its state is 0
 #
@@ -13,7 +13,7 @@
 #
 # The ledger has a state byte and a 16-bit generation per object, in a file of its own, never in the
 # objects' memory; include/oc_slab_ledger.h reads and writes it. The generation advances when an
-# object is given back, so an older handle is stale from then on.
+# object that has a handle is given back, so the handle is stale from then on.
 #
 # A cache belongs to one thread (or one lock) at a time; it exchanges whole batches with the depot.
 # After Bonwick and Adams, "Magazines and Vmem" (USENIX 2001), and DPDK's mempool cache, without
@@ -63,6 +63,7 @@ cdef extern from "oc_slab_ledger.h" nogil:
     uint64_t object_number "oc_object_number"(const oc_ledger* l, const void* p) noexcept
     bint take_one "oc_take_one"(const oc_ledger* l, void* p) noexcept
     bint give_one "oc_give_one"(const oc_ledger* l, void* p) noexcept
+    int64_t name_one "oc_name"(const oc_ledger* l, const void* p) noexcept
     uint32_t ledger_take "oc_ledger_take"(const oc_ledger* l, void* const* source, void** to,
                                           uint32_t n, uint32_t known) noexcept
     uint32_t ledger_give "oc_ledger_give"(const oc_ledger* l, void* const* source, void** to,

@@ -23,17 +23,10 @@ from cython_ext.atomics cimport (count_u64, likely, load_acquire_u32,
 from cython_ext.frames cimport frame_free, frames_free, oc_umem
 from cython_ext.bursts cimport reap
 from cython_ext.histogram cimport record_latency
+from cython_ext.poll cimport POLLIN, poll, pollfd
 from cython_ext.queue cimport (BURST, FRAGS_MAX, Queue, burst_alloc, burst_dispose, now_ns,
                                oc_burst, oc_queue)
 from cython_ext.spool cimport Spool, spool_packets, spool_tick
-
-cdef extern from "<poll.h>" nogil:
-    struct pollfd:
-        int fd
-        short events
-        short revents
-    int poll(pollfd* fds, unsigned long n, int timeout_ms)
-    short POLLIN
 
 cdef extern from "oc_xdp.h":
     enum:

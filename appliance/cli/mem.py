@@ -25,7 +25,7 @@ def plan(out: output.Output, file: str) -> None:
     """Compute frames, rings and arenas of FILE, with reasons; exit 1 if it would stall."""
     config = configuration.load(file)
     facts, notes = check.facts_here(config)
-    made: dict[str, Any] = make_plan(config, facts).as_dict()
+    made: dict[str, Any] = make_plan(config, facts, check.hugepages_free()).as_dict()
     made["reasons"] = notes + list(made["reasons"])
     out.result(made, _render)
     if not made["ok"]:

@@ -44,6 +44,10 @@ def _absolute_path(path: str) -> str:
     return path
 
 
+def _report_path(path: str) -> str:
+    return path if path in ("", "auto") else _absolute_path(path)
+
+
 def _socket_path(path: str) -> str:
     if len(_absolute_path(path).encode()) > limits.SOCKET_PATH_MAX or path.endswith("/"):
         raise ValueError("too long for a socket")
@@ -128,6 +132,11 @@ class MemoryConfig(_Model):
     numa: Annotated[
         Literal["auto"] | Annotated[int, Field(ge=0, lt=limits.NUMA_NODES_MAX)],
         Allowed(f'"auto" or a node number 0..{limits.NUMA_NODES_MAX - 1}'),
+    ] = "auto"
+    report: Annotated[
+        str,
+        AfterValidator(_report_path),
+        Allowed('"auto" (beside the control socket), an absolute path, or "" for off'),
     ] = "auto"
 
 

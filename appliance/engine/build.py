@@ -19,20 +19,11 @@ from dataclasses import dataclass
 from appliance import limits
 from appliance.config import Config, ConsumerConfig
 from appliance.errors import ConfigError
-from appliance.plan import BURST, PortFacts, plan_queue
+from appliance.plan import Lane, PortFacts, joined, plan_queue, queues_of, shared_frames
 
 BACKENDS = ("afxdp", "loop")
 KINDS = ("count", "drop", "reflect", "forward")
 ENDS = ("drop", "reflect", "forward")  # after one of these the packet is not ours any more
-
-
-@dataclass(frozen=True)
-class Lane:
-    """A queue of a port. `place` counts the port's queues; `queue` is the interface's number."""
-
-    port: str
-    place: int
-    queue: int
 
 
 @dataclass(frozen=True)
@@ -95,16 +86,11 @@ class Layout:
 def layout(config: Config, facts: Mapping[str, PortFacts] | None = None) -> Layout:
     """The layout; ConfigError for what no worker can do. Ports without facts have one queue."""
     known = facts or {}
-    queues = {
-        port.name: tuple(range(known.get(port.name, PortFacts()).queues))
-        if port.queues == "all"
-        else tuple(port.queues)
-        for port in config.ports
-    }
+    queues = queues_of(config, known)
     check_routes(config)
     made = Layout(config, queues, ())
     groups = []
-    for lanes in _joined(config, queues):
+    for lanes in joined(config, queues):
         _check_alike(config, lanes)
         if len(lanes) > limits.WORKER_QUEUES_MAX:
             names = ", ".join(f"{lane.port}/{lane.queue}" for lane in lanes)
@@ -139,33 +125,6 @@ def mode_of(config: Config, group: Group, port: str) -> str:
     if len({lane.port for lane in group.lanes}) == 1:
         return config.port(port).mode
     return next((mode for mode in ("zerocopy", "copy") if mode in asked), "auto")
-
-
-def _joined(config: Config, queues: Mapping[str, tuple[int, ...]]) -> list[tuple[Lane, ...]]:
-    """The queues that forwarding connects, as sets of lanes; alone where it does not."""
-    lanes = [
-        Lane(port.name, place, number)
-        for port in config.ports
-        for place, number in enumerate(queues[port.name])
-    ]
-    root = {(lane.port, lane.place): (lane.port, lane.place) for lane in lanes}
-
-    def find(key: tuple[str, int]) -> tuple[str, int]:
-        while root[key] != key:
-            key = root[key]
-        return key
-
-    for rule in config.rules:
-        for name in rule.consumers:
-            to = config.consumer(name).to
-            if to is None:
-                continue
-            for place in range(len(queues[rule.port])):
-                root[find((to, place % len(queues[to])))] = find((rule.port, place))
-    sets: dict[tuple[str, int], list[Lane]] = {}
-    for lane in lanes:
-        sets.setdefault(find((lane.port, lane.place)), []).append(lane)
-    return [tuple(found) for found in sets.values()]
 
 
 def _check_alike(config: Config, lanes: Sequence[Lane]) -> None:
@@ -207,15 +166,8 @@ def _instances(made: Layout, lanes: Sequence[Lane]) -> tuple[Instance, ...]:
 def _size(
     config: Config, facts: Mapping[str, PortFacts], lanes: Sequence[Lane]
 ) -> tuple[int, int]:
-    """(frames, of these for sending) of a group's memory: what each queue would have had alone.
-
-    Received frames that are sent on stand in TX rings, up to full ones when the other side is slow
-    or down. FILL must not starve for it, so there have to be frames for all rings at once.
-    """
-    plans = [
+    """(frames, of these for sending) of a group's memory."""
+    return shared_frames([
         plan_queue(lane.port, lane.queue, config, facts.get(lane.port, PortFacts()))
         for lane in lanes
-    ]
-    sending = sum(plan.tx_frames for plan in plans)
-    receiving = sum(plan.fill_target + plan.tx_ring + BURST for plan in plans)
-    return max(sum(plan.frames for plan in plans), receiving + sending), sending
+    ])

@@ -6,6 +6,7 @@ filters compile, can a worker do it, does the memory suffice. It attaches and ch
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from appliance import limits
@@ -70,12 +71,38 @@ def facts_here(config: Config) -> tuple[dict[str, PortFacts], list[str]]:
     return facts, notes
 
 
+def hugepages_free() -> int | None:
+    """Free hugepages of 2 MiB; None where the kernel has no such pages to ask for."""
+    try:
+        return int(Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages").read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def planned(config: Config, facts: dict[str, PortFacts]) -> Plan:
     """The plan; ConfigError when it would stall."""
     made = plan(config, facts)
     if not made.ok:
         raise ConfigError(made.refused[0])
     return made
+
+
+def hugepages(config: Config, made: Plan) -> None:
+    """Asked of the host before anything is reserved: with `require` all of it has to be there."""
+    free = hugepages_free() or 0
+    wanted = made.hugepages + config.memory.mid_cap_mib // 2
+    least = made.hugepages + bool(config.memory.mid_cap_mib)
+    if config.memory.hugepages != "require" or free >= least:
+        return
+    try:
+        there = int(Path("/proc/sys/vm/nr_hugepages").read_text())
+    except (OSError, ValueError):
+        there = free
+    raise HostError(
+        f"hugepages = require: {free} of 2 MiB are free, {made.hugepages} are needed for the ports "
+        f"and up to {wanted - made.hugepages} for the mid tier",
+        fix=f"echo {there - free + wanted} > /proc/sys/vm/nr_hugepages",
+    )
 
 
 def everything(config: Config) -> dict[str, Any]:

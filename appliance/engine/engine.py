@@ -22,7 +22,7 @@ from appliance.engine.guard import Guard
 from appliance.engine.swap import Rules
 from appliance.engine.tiers import Tiers
 from appliance.errors import PortError
-from appliance.memory import EventLog, MidTier, report
+from appliance.memory import EventLog, MidTier, Reporter, report
 from appliance.net import InterfaceInfo, Link, interface, recover
 from appliance.steering import Rule
 
@@ -48,6 +48,7 @@ class Engine:
         self.tiers = Tiers()  # what the governor watches; who adds a tier calls tiers.watch
         self.mid: MidTier | None = None  # from start to stop, unless mid_cap_mib is 0
         self._guard: Guard | None = None
+        self._reporter: Reporter | None = None
         self._leaked = 0
         self._started = time.monotonic()
         self._final: dict[str, Any] | None = None
@@ -81,7 +82,7 @@ class Engine:
             if port.interface is not None
         }
         facts = {name: check.facts_of(info) for name, info in found.items()}
-        check.planned(self.config, facts)
+        check.hugepages(self.config, check.planned(self.config, facts))
         layout = build.layout(self.config, facts)
         self.mid = places.mid_tier(self.config, facts)
         if self.mid is not None:
@@ -106,7 +107,9 @@ class Engine:
 
     def _govern(self) -> None:
         """Rings and frames are watched from here on."""
-        self._guard = Guard(self._ports, self.events, self.tiers)
+        self._reporter = Reporter(places.report(self.config), self._page, self.events)
+        self._reporter.start()
+        self._guard = Guard(self._ports, self.events, self.tiers, self._reporter.ran_out)
         self._publish_priorities()
         self._guard.start()
 
@@ -171,6 +174,8 @@ class Engine:
         """From any state to nothing. The figures are read when all is still and not yet gone."""
         if self._guard is not None:
             self._guard.stop()
+        if self._reporter is not None:
+            self._reporter.stop()
         for attachment in self._ports.values():
             attachment.stop()
         if self._crew is not None:
@@ -215,13 +220,17 @@ class Engine:
         """Who holds what now, for how long, and what was done about it."""
         with self._lock:
             self._running()
-            return report.page(
-                statistics.memories(self._ports.values()),
-                statistics.holders(self.config, self._crew),
-                self.mid,
-                self.events.listed(),
-                self._guard.summary() if self._guard is not None else None,
-            )
+            return self._page()
+
+    def _page(self) -> dict[str, Any]:
+        """Without the lock: the reporter's thread is waited for by stop(), which has it."""
+        return report.page(
+            statistics.memories(self._ports.values()),
+            statistics.holders(self.config, self._crew),
+            self.mid,
+            self.events.listed(),
+            self._guard.summary() if self._guard is not None else None,
+        )
 
     def rules(self) -> list[dict[str, Any]]:
         """The rules in force with their ids and what they matched, port by port, in order."""

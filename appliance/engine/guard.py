@@ -2,14 +2,15 @@
 
 Owns the beat, the readings and the acting: the shed threshold of the steering program and how many
 frames are posted to FILL. Decisions are governor.py's. It takes no lock of the engine, moves no
-frame, and a failure to act is an event, never the end.
+frame, and a failure to act is an event, never the end. When memory has run out it says so
+(`ran_out`), as often as it is seen.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from appliance.attachment import Attachment
@@ -30,10 +31,15 @@ class Guard:
     """`Guard(ports, events, tiers)`; set_rules() for each port, start(), then summary(); stop()."""
 
     def __init__(
-        self, ports: Mapping[str, Attachment], events: EventLog, tiers: Tiers | None = None
+        self,
+        ports: Mapping[str, Attachment],
+        events: EventLog,
+        tiers: Tiers | None = None,
+        ran_out: Callable[[str], None] | None = None,
     ) -> None:
         self._ports = dict(ports)
         self._events = events
+        self._ran_out = ran_out or (lambda why: None)
         self._tiers = tiers if tiers is not None else Tiers()
         self._ladders = {name: Ladder() for name in ports}
         self._states = {name: State() for name in ports}
@@ -79,7 +85,8 @@ class Guard:
     def _run(self) -> None:
         while not self._ended.wait(BEAT_S):
             now = time.monotonic()
-            self._tiers.look(now)
+            for why in self._tiers.look(now):
+                self._ran_out(why)
             for name in self._ports:
                 self.beat(name, now)
             self._tiers.rest(now, quiet=not any(state.rung for state in self._states.values()))
@@ -91,6 +98,9 @@ class Guard:
         if not readings and not (before.rung or before.over or before.pressed):
             return
         after = governor.decide(ladder, before, readings, now)
+        for one in readings:
+            if one.kind == "frames" and one.share >= governor.FRAMES.trip:
+                self._ran_out(f"{one.name}: no free frames to receive with")
         if after.rung != before.rung:
             self._act(port, ladder, before.rung, after.rung)
             self._note(port, ladder, before, after, readings, now)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from appliance.attachment import Attachment
 from appliance.config import Config
 from appliance.engine import build
-from appliance.memory import MidTier
+from appliance.memory import MidTier, reporter
 from appliance.net import InterfaceInfo
 from appliance.net.zerocopy import verdict
 from appliance.plan import PortFacts
@@ -36,6 +36,12 @@ def node(attachment: Attachment) -> int | None:
     """The node that the port's memory is on; None where the kernel does not say."""
     found = attachment.queues[0].frames.arena.numa_node
     return found if found >= 0 else None
+
+
+def report(config: Config) -> str:
+    """The file of the report that is written when memory runs out; empty: none."""
+    chosen = config.memory.report
+    return reporter.beside(config.control.socket) if chosen == "auto" else chosen
 
 
 def mid_tier(config: Config, facts: Mapping[str, PortFacts]) -> MidTier | None:

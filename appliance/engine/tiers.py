@@ -1,7 +1,8 @@
 """The tiers of memory that the governor watches, beside the ports' own rings and frames.
 
 Owns the list of them, what each answered last, and the moment when a tier may tidy up. Who adds a
-tier gives an object with governor.Tier's one method; a `tidy()` is called if there is one. What the
+tier gives an object with governor.Tier's one method; `tidy()` and the count `refusals` are used if
+they are there. What the
 figures lead to is decided in governor.py. One thread looks; any may add.
 
     tiers.watch("persistent", "recorder keep", recorder, ports=["in0"])
@@ -35,6 +36,7 @@ class Tiers:
         self._watched: tuple[_Watched, ...] = ()
         self._looked = -1e9
         self._quiet_since: float | None = None
+        self._refusals: dict[str, int] = {}
         self.levels: tuple[Level, ...] = ()
 
     def watch(
@@ -52,11 +54,19 @@ class Tiers:
         with self._lock:
             self._watched = ()
 
-    def look(self, now: float) -> None:
-        """Asks every tier, if it is time."""
-        if now - self._looked >= LOOK_S:
-            self._looked = now
-            self.levels = tuple(_level(one) for one in self._watched)
+    def look(self, now: float) -> list[str]:
+        """Asks every tier, if it is time. A line for each that refused memory since the last."""
+        if now - self._looked < LOOK_S:
+            return []
+        self._looked = now
+        self.levels = tuple(_level(one) for one in self._watched)
+        ran_out = []
+        for one in self._watched:
+            count = getattr(one.tier, "refusals", 0)
+            if count > self._refusals.get(one.name, 0):
+                ran_out.append(f"{one.name}: refused {count - self._refusals.get(one.name, 0)}")
+            self._refusals[one.name] = count
+        return ran_out
 
     def rest(self, now: float, *, quiet: bool) -> None:
         """Lets tiers tidy up, once nothing has been shed or withheld for a while."""

@@ -7,12 +7,14 @@
 
 Owns the public names; allocation objects and tiers are in tier.py, their figures in explain.py,
 reading from another process in reader.py. events.py remembers what was done about scarce memory,
-and report.py makes the whole page of `mem explain`. What is done, and when, is decided elsewhere.
+report.py makes the whole page of `mem explain`, reporter.py writes it when memory runs out. What is
+done, and when, is decided elsewhere.
 """
 
 from appliance.dataplane import Slab
 from appliance.memory.events import EventLog
 from appliance.memory.reader import SlabReader
+from appliance.memory.reporter import Reporter
 from appliance.memory.tier import MidTier
 
-__all__ = ["EventLog", "MidTier", "Slab", "SlabReader"]
+__all__ = ["EventLog", "MidTier", "Reporter", "Slab", "SlabReader"]

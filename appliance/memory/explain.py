@@ -119,8 +119,8 @@ def _reasons(figures: dict[str, Any]) -> list[str]:
     return reasons
 
 
-def refusal(tier: MidTier, nbytes: int, count: int) -> str:
-    """One line for MemoryExhausted: what was asked, why not, and who has the most."""
+def refusal(tier: MidTier, nbytes: int, count: int) -> tuple[str, str]:
+    """For MemoryExhausted: what was asked and why not; and the summary: who has the most."""
     figures = tier.slabs.figures()
     wanted = f"{count} x {nbytes} B" if count != 1 else f"{nbytes} B"
     why = (
@@ -139,6 +139,6 @@ def refusal(tier: MidTier, nbytes: int, count: int) -> str:
     most = ", ".join(f"{size} B: {used / 1048576:.1f} MiB" for used, size in held[:3] if used > 0)
     cached = sum(one["cached"] * one["bytes"] for one in figures["classes"])
     return (
-        f"no slab for {wanted}: the mid tier is {why}; used by class: {most or 'nothing'}; "
-        f"in caches: {cached / 1048576:.1f} MiB"
+        f"no slab for {wanted}: the mid tier is {why}",
+        f"used by class: {most or 'nothing'}; in caches: {cached / 1048576:.1f} MiB",
     )

@@ -18,6 +18,7 @@ VERSION = 1
 CLASSES = 11
 _HEADER = struct.Struct(f"<QII{2 * CLASSES}QQ")
 _PLACE_BITS = 38
+_NAMED = b"\x03"  # live, with a handle: include/oc_slab_ledger.h
 
 
 class SlabReader:
@@ -38,7 +39,7 @@ class SlabReader:
         ledger = self._fds["ledger"]
         state = os.pread(ledger, 1, self._states[cls] + number)
         word = os.pread(ledger, 2, self._generations[cls] + 2 * number)
-        if state != b"\x01" or len(word) < 2:
+        if state != _NAMED or len(word) < 2:
             return False
         return int.from_bytes(word, "little") == generation
 

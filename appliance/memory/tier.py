@@ -84,7 +84,7 @@ class MidTier:
             raise ValueError(f"count: {count}: 0 to {self.cap_mib << 14}")
         made = slab_object.alloc_bulk(self.slabs, nbytes, count, self._asked)
         if made is None:
-            raise MemoryExhausted(explain.refusal(self, nbytes, count))
+            raise MemoryExhausted(*explain.refusal(self, nbytes, count))
         return made
 
     def release_bulk(self, slabs: Sequence[Slab]) -> None:
@@ -119,6 +119,11 @@ class MidTier:
         """
         used, capacity = self.slabs.pressure()
         return used, capacity, "ok", ()
+
+    @property
+    def refusals(self) -> int:
+        """How often a slab was asked for in vain, by C callers too."""
+        return int(self.slabs.refusals)
 
     @property
     def asked(self) -> list[int]:

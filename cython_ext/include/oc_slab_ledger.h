@@ -1,10 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The ledger of slabs, sixteen objects at a time. An object has a state byte (1: live) and a 16-bit
- * generation that advances when it is given back. Everything is checked before it is written.
+ * The ledger of slabs, sixteen objects at a time. An object has a state byte (0: free, 1: live, 3:
+ * live and named) and a 16-bit generation. Everything is checked before it is written.
+ *
+ * Named is an object of which somebody has a handle; its generation advances when it is given back,
+ * and the handle is stale. An object without a handle needs no new generation, and that is most of
+ * what one costs: load, add and store, each waiting for the one of the last round, made giving and
+ * taking one object 2.1 ns instead of 1.5.
  *
  * Objects that are taken together are mostly given back together, and lie side by side: then
- * sixteen states are two words and sixteen generations one vector. That is what makes a ledger for
+ * sixteen states are two words. That is what makes a ledger for
  * every object affordable: 0.34 ns instead of 1.2 ns per object taken and given (Zen 5; DPDK's
  * mempool, which checks nothing, takes 0.3 ns). Objects that lie scattered go one by one. Vectors
  * of 64 bytes were slower (0.58 ns): what one side stores the other loads at once.
@@ -26,6 +31,7 @@ struct oc_ledger {             /* of one class */
 	uint64_t steps[16];    /* 0 to 15 times the object's size: what a run looks like */
 };
 
+enum { OC_LIVE = 1, OC_NAMED = 3 };
 #define OC_EIGHT_LIVE 0x0101010101010101ULL
 
 typedef uint64_t oc_u64_any __attribute__((aligned(1), may_alias));
@@ -57,20 +63,36 @@ static inline int oc_take_one(const struct oc_ledger *l, void *p)
 
 	if (__builtin_expect(__atomic_load_n(state, __ATOMIC_RELAXED) != 0, 0))
 		return 0;
-	__atomic_store_n(state, 1, __ATOMIC_RELAXED);
+	__atomic_store_n(state, OC_LIVE, __ATOMIC_RELAXED);
 	return 1;
+}
+
+/* Names a live object: from here on its generation will advance when it is given back. Returns that
+ * generation, or -1 if it is not live. */
+static inline int64_t oc_name(const struct oc_ledger *l, const void *p)
+{
+	uint64_t number = oc_object_number(l, p);
+
+	if (number >= l->objects_max || !(__atomic_load_n(&l->state[number], __ATOMIC_RELAXED) & 1))
+		return -1;
+	__atomic_store_n(&l->state[number], OC_NAMED, __ATOMIC_RELAXED);
+	return l->generation[number];
 }
 
 static inline int oc_give_one(const struct oc_ledger *l, void *p)
 {
 	uint64_t number = oc_object_number(l, p);
-	uint16_t *generation;
+	uint8_t state;
 
-	if (__builtin_expect(number >= l->objects_max, 0) ||
-	    __builtin_expect(__atomic_load_n(&l->state[number], __ATOMIC_RELAXED) != 1, 0))
+	if (__builtin_expect(number >= l->objects_max, 0))
 		return 0;
-	generation = &l->generation[number];
-	__atomic_store_n(generation, *generation + 1, __ATOMIC_RELAXED);
+	state = __atomic_load_n(&l->state[number], __ATOMIC_RELAXED);
+	if (__builtin_expect(state != OC_LIVE, 0)) {
+		if (state != OC_NAMED)
+			return 0;
+		__atomic_store_n(&l->generation[number], l->generation[number] + 1,
+				 __ATOMIC_RELAXED);
+	}
 	__atomic_store_n(&l->state[number], 0, __ATOMIC_RELAXED);
 	return 1;
 }
@@ -104,9 +126,9 @@ __attribute__((noinline)) static uint32_t oc_give_rest(const struct oc_ledger *l
 /* Under ThreadSanitizer one by one, with accesses that it understands. */
 #if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
 #define OC_VECTOR(name, type) \
-	typedef type name __attribute__((vector_size(32), aligned(2), may_alias))
+	typedef type name __attribute__((vector_size(32), aligned(1), may_alias))
 OC_VECTOR(oc_u64x4, uint64_t);
-OC_VECTOR(oc_u16x16, uint16_t);
+OC_VECTOR(oc_u8x32, uint8_t);
 typedef long long oc_i64x4 __attribute__((vector_size(32)));
 
 struct oc_sixteen {
@@ -205,17 +227,54 @@ OC_AVX2 __attribute__((noinline)) static uint32_t oc_give_runs(const struct oc_l
 		if ((OC_STATES(&l, number) ^ OC_EIGHT_LIVE) |
 		    (OC_STATES(&l, number + 8) ^ OC_EIGHT_LIVE))
 			return oc_give_rest(ledger, from, to, n, i);
-		*(oc_u16x16 *)&l.generation[number] += 1;
 		OC_STATES(&l, number) = 0;
 		OC_STATES(&l, number + 8) = 0;
 	}
 	return n | OC_ALL_RUNS;
 }
+
+/* The whole bulk in one or more pairs of known runs that follow each other, given back in the order
+ * in which it was taken: the common case, and the reason for these two, which are the above without
+ * what that case cannot need. 32 states are one vector; there is nothing to save and restore around
+ * the call. They change nothing and return 0 where the case is not that. */
+#define OC_STEPPED(l, p) \
+	((uint64_t)(p)[16] - (uint64_t)(p)[0] == (uint64_t)16 << (l)->shift)
+
+OC_AVX2 __attribute__((noinline)) static int oc_take_pair(const struct oc_ledger *l,
+							  void *const *from, void **to)
+{
+	oc_u8x32 *states = (oc_u8x32 *)&l->state[oc_trusted_number(l, from[0])];
+
+	if (!OC_STEPPED(l, from) || !oc_zero((oc_u64x4)*states))
+		return 0;
+	*states = (oc_u8x32){ 0 } + 1;
+	oc_store(&to[0], oc_load(&from[0]));
+	oc_store(&to[16], oc_load(&from[16]));
+	return 1;
+}
+
+OC_AVX2 __attribute__((noinline)) static int oc_give_pair(const struct oc_ledger *l,
+							  void *const *from, void *const *to)
+{
+	uint64_t number = oc_trusted_number(l, to[0]);
+	oc_u8x32 *states = (oc_u8x32 *)&l->state[number];
+
+	if (!OC_STEPPED(l, to) || !oc_equal(oc_load(&from[0]), &to[0]) ||
+	    !oc_equal(oc_load(&from[16]), &to[16]) || !oc_zero((oc_u64x4)(*states ^ 1)))
+		return 0;
+	*states = (oc_u8x32){ 0 };
+	return 1;
+}
+#define OC_PAIR(known, n) \
+	((n) == 32 && ((known) & 3) == 3 && __builtin_cpu_supports("avx2"))
 #define OC_RUNS(what)                                                \
 	if (n >= 16 && __builtin_cpu_supports("avx2"))               \
 		return oc_##what##_runs(l, from, to, n, known)
 #else
 #define OC_RUNS(what) (void)0
+#define OC_PAIR(known, n) 0
+#define oc_take_pair(l, from, to) 0
+#define oc_give_pair(l, from, to) 0
 #endif
 
 /* Moves n objects from the magazine and marks them live; how many were free, up to the first that
@@ -223,6 +282,8 @@ OC_AVX2 __attribute__((noinline)) static uint32_t oc_give_runs(const struct oc_l
 static inline uint32_t oc_ledger_take(const struct oc_ledger *l, void *const *from, void **to,
 				      uint32_t n, uint32_t known)
 {
+	if (OC_PAIR(known, n) && oc_take_pair(l, from, to))
+		return n;
 	OC_RUNS(take);
 	return oc_take_rest(l, from, to, n, 0);
 }
@@ -232,6 +293,8 @@ static inline uint32_t oc_ledger_take(const struct oc_ledger *l, void *const *fr
 static inline uint32_t oc_ledger_give(const struct oc_ledger *l, void *const *from, void **to,
 				      uint32_t n, uint32_t known)
 {
+	if (OC_PAIR(known, n) && oc_give_pair(l, from, to))
+		return n | OC_ALL_RUNS;
 	OC_RUNS(give);
 	return oc_give_rest(l, from, to, n, 0);
 }

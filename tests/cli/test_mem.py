@@ -52,7 +52,7 @@ def test_a_plan_that_would_stall_says_why_with_the_arithmetic_and_exits_1(plan):
     done = plan(1024, 4096, "--json")
     made = json.loads(done.stdout)
     assert done.exit_code == 1 and not made["ok"]
-    assert "quotas 4096" in made["reasons"][0] and "raise memory.frames_per_queue" in (
+    assert "quota 4096" in made["reasons"][0] and "raise memory.frames_per_queue" in (
         made["reasons"][0]
     )
     assert plan(1024, 4096).exit_code == 1

@@ -44,11 +44,11 @@ def test_the_smallest_number_of_frames_still_leaves_some_for_consumers():
 
 
 def test_quotas_beyond_the_frames_are_refused_with_the_sum():
-    share = 'kind = "share", policy = "reliable", quota_frames = 8192'
+    share = 'kind = "share", policy = "reliable", quota_frames = 5000'
     made = plan(read(consumer=share), {"in0": PortFacts()})
     assert not made.ok
     assert made.refused == (
-        "in0/0: 6144 rx frames < 10304 = hardware ring 0 + RX ring 2048 + burst 64 + quotas 8192: "
+        "in0/0: 6144 rx frames < 7112 = hardware ring 0 + RX ring 2048 + burst 64 + quotas 5000: "
         "raise memory.frames_per_queue to 16384 or lower the quotas",
     )
     assert plan(read(frames=16384, consumer=share), {"in0": PortFacts()}).ok
