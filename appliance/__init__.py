@@ -23,6 +23,7 @@ __all__ = [
     "ConfigError",
     "Frame",
     "HostError",
+    "Log",
     "LogDamaged",
     "MemoryExhausted",
     "OpenClawError",
@@ -30,6 +31,7 @@ __all__ = [
     "PortError",
     "Rule",
     "StaleFrame",
+    "open_log",
     "open_port",
 ]
 
@@ -40,6 +42,10 @@ def __getattr__(name: str):
         from appliance import port
 
         return getattr(port, name)
+    if name in ("Log", "open_log"):
+        from appliance import record
+
+        return getattr(record, name)
     if name == "Rule":
         from appliance.steering import Rule
 

@@ -96,6 +96,7 @@ cdef extern from "oc_log_write.h" nogil:
                                             uint16_t kind) noexcept
     void log_append "oc_log_append"(oc_log_record *r, const void *data, uint32_t count) noexcept
     uint64_t log_finish "oc_log_finish"(void *block, const oc_log_record *r) noexcept
+    void log_tally_begin "oc_log_tally_begin"(oc_log_tally *t, uint64_t segment_bytes) noexcept
     void log_begin_segment "oc_log_begin_segment"(oc_log_chain *c, oc_log_tally *t,
                                                   oc_log_segment *header) noexcept
     uint64_t log_close_write "oc_log_close_write"(
@@ -112,3 +113,36 @@ cdef extern from "oc_log_write.h" nogil:
 cdef extern from "oc_log_state.h" nogil:
     void log_state_put "oc_log_state_put"(void *page, oc_log_state *s) noexcept
     int log_state_get "oc_log_state_get"(const void *page, oc_log_state *s) noexcept
+
+
+cdef extern from "oc_log_search.h" nogil:
+    enum:
+        OC_LOG_GOES_ON
+        OC_LOG_NEED
+        OC_LOG_AT_LIMIT
+        OC_LOG_SEALED
+        OC_LOG_NO_WRITE
+        OC_LOG_BAD_HEAD
+        OC_LOG_BAD_RECORD
+        OC_LOG_BAD_LENGTH
+        OC_LOG_BAD_PAYLOAD
+        OC_LOG_BAD_ORDER
+        OC_LOG_BAD_FILL
+        OC_LOG_BAD_SEAL
+        OC_LOG_SHORT
+    struct oc_log_walk:
+        const uint8_t *base
+        uint64_t limit, ready, need, epoch, index, offset, write_end, seq, number, durable_seq
+        uint64_t records, bytes, lost, seal_at
+        uint32_t crc, left, stop, whole, cut
+    struct oc_log_evidence:
+        uint64_t heads, first_at, first_seq, end_seq, durable_seq, end, epoch
+    bint log_is_trailer "oc_log_is_trailer"(const oc_log_trailer *t, uint64_t epoch) noexcept
+    bint log_is_header "oc_log_is_header"(const oc_log_segment *h) noexcept
+    void log_walk_begin "oc_log_walk_begin"(oc_log_walk *w, const uint8_t *base, uint64_t limit,
+                                            const oc_log_segment *header) noexcept
+    int log_next "oc_log_next"(oc_log_walk *w, oc_log_record *r, uint64_t *at) noexcept
+    void log_find_heads "oc_log_find_heads"(const uint8_t *base, uint64_t start, uint64_t limit,
+                                            uint64_t epoch, uint64_t index,
+                                            oc_log_evidence *found) noexcept
+    void log_search "oc_log_search"(const oc_log_walk *w, oc_log_evidence *found) noexcept

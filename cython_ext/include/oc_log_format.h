@@ -207,4 +207,33 @@ static inline uint32_t oc_log_link(uint64_t epoch, uint32_t before, const struct
 /* Crc of a structure that ends in it; `seed` is the folded epoch, or 0. */
 #define oc_log_crc(seed, s) oc_crc32c(seed, s, sizeof(*(s)) - 4)
 
+static inline int oc_log_is_header(const struct oc_log_segment *h)
+{
+	return !memcmp(h->magic, "OCLOGSEG", 8) && h->version == OC_LOG_VERSION &&
+	       h->header_bytes == OC_LOG_PAGE && h->page_bytes == OC_LOG_PAGE &&
+	       h->port_count <= OC_LOG_PORTS_MAX && h->first_seq &&
+	       h->crc == oc_log_crc(0, h);
+}
+
+/* A HEAD's payload by itself: magic and the crc that its own epoch seeds. */
+static inline int oc_log_is_head(const struct oc_log_head *h)
+{
+	return !memcmp(h->magic, "OCLOGWRT", 8) &&
+	       h->crc == oc_log_crc(oc_log_fold(h->epoch), h);
+}
+
+static inline int oc_log_is_trailer(const struct oc_log_trailer *t, uint64_t epoch)
+{
+	return !memcmp(t->magic, "OCLOGEND", 8) && t->epoch == epoch &&
+	       t->crc == oc_log_crc(oc_log_fold(epoch), t);
+}
+
+static inline uint64_t oc_log_gap_packets(const void *payload)
+{
+	struct oc_log_gap gap;
+
+	memcpy(&gap, payload, offsetof(struct oc_log_gap, reason));
+	return gap.packets;
+}
+
 #endif

@@ -119,7 +119,7 @@ static inline void oc_log_tally_record(struct oc_log_tally *t, const struct oc_l
 	if (r->kind == OC_LOG_PACKET)
 		t->sum.bytes += r->captured;
 	else
-		t->sum.lost += ((const struct oc_log_gap *)(r + 1))->packets;
+		t->sum.lost += oc_log_gap_packets(r + 1);
 	if (!t->sum.records++)
 		t->sum.first_seq = r->seq;
 	t->sum.last_seq = r->seq;
