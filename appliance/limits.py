@@ -45,6 +45,9 @@ COMMIT_MS_MAX = 60_000  # nobody waits a minute for "durable"
 COMMIT_KIB_MAX = 1 << 20
 WINDOW_S_MAX = 86_400  # memory is the real limit
 LIMIT_MIB_MAX = 1 << 40
+MAX_AGE_S_MAX = 10 * 366 * 86_400
+SNAP_BYTES_MAX = 65_535
+FLOW_BYTES_MAX = 1 << 40
 
 # ------------------------------------------------------------------ engine
 # of cython_ext/worker.pxd: WORKER_QUEUES_MAX, CONSUMERS_MAX, ROUTE_CONSUMERS_MAX

@@ -269,6 +269,11 @@ cdef class Recorder:
         store_release_u32(&self.w.is_given, 0)
         return True
 
+    @property
+    def primed(self):
+        """Every spool has had its first blocks."""
+        return self.w.rounds > 1
+
     def events(self):
         """[(what, place, index, errno, "write" | "sync", bytes flushed)] since the last call."""
         cdef uint32_t head = load_acquire_u32(&self.w.notes_head)

@@ -23,7 +23,21 @@ def problems(stats: Mapping[str, Any]) -> list[str]:
         found.append(f"{held} frames in all states, of {frames['total']}")
     for port in stats["ports"]:
         found += _port(port)
+    for consumer in stats["consumers"]:
+        found += _record(consumer)
     return found
+
+
+def _record(consumer: Mapping[str, Any]) -> list[str]:
+    """At the end nothing is in memory: what came is durable, or was dropped for a reason."""
+    record = consumer.get("record")
+    if record is None:
+        return []
+    dropped = sum(record["dropped"].values())
+    if record["packets"] == consumer["frames"] == record["durable"] + dropped:
+        return []
+    return [f"{consumer['name']}: {consumer['frames']} packets to record, {record['durable']} "
+            f"durable, {record['in_memory']} in memory, {dropped} dropped"]
 
 
 def _port(port: Mapping[str, Any]) -> list[str]:

@@ -7,11 +7,11 @@ is only told which consumers get which rule, and when to stop.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from appliance.attachment import Attachment
-from appliance.dataplane import Worker
+from appliance.dataplane import Spool, Worker
 from appliance.engine.build import Group, Layout
 from appliance.errors import PortError
 from appliance.steering import Rule
@@ -22,7 +22,13 @@ STOP_S = 5.0  # a round takes microseconds; a thread that is not back by then ha
 class Crew:
     """One worker, and so one thread, for each group of the layout."""
 
-    def __init__(self, layout: Layout, ports: Mapping[str, Attachment]) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        ports: Mapping[str, Attachment],
+        spool: Callable[[str], Spool] | None = None,
+    ) -> None:
+        """`spool` makes one more spool of the recording consumer of that name."""
         self.layout = layout
         self.workers: list[Worker] = []
         self.cpus: list[int] = []
@@ -30,8 +36,12 @@ class Crew:
         self._failed: dict[int, str] = {}
         for group in layout.groups:
             queues = [ports[lane.port].queues[lane.place] for lane in group.lanes]
-            consumers = [(instance.kind, instance.target) for instance in group.instances]
-            self.workers.append(Worker(queues, consumers))
+            consumers: list[tuple[str, Any]] = [
+                (one.kind, spool(one.name) if one.kind == "record" and spool else one.target)
+                for one in group.instances
+            ]
+            numbers = [layout.port_number(lane.port) for lane in group.lanes]
+            self.workers.append(Worker(queues, consumers, numbers))
 
     def routes(self, group: Group, port: str, rules: Iterable[tuple[int, Rule]]) -> dict[int, Any]:
         """By lane of the group: the routes of these rules of the port.

@@ -19,6 +19,7 @@ from appliance.dataplane import Frames
 from appliance.engine import build, check, cpus, governor, places, statistics
 from appliance.engine.crew import Crew
 from appliance.engine.guard import Guard
+from appliance.engine.recording import Recorders
 from appliance.engine.swap import Rules
 from appliance.engine.tiers import Tiers
 from appliance.errors import PortError
@@ -49,6 +50,7 @@ class Engine:
         self.mid: MidTier | None = None  # from start to stop, unless mid_cap_mib is 0
         self._guard: Guard | None = None
         self._reporter: Reporter | None = None
+        self._recorders: Recorders | None = None
         self._leaked = 0
         self._started = time.monotonic()
         self._final: dict[str, Any] | None = None
@@ -99,7 +101,9 @@ class Engine:
                 umems=[umems[place] for place in groups],
             )
             self._watch(port, found.get(port.name))
-        self._crew = Crew(layout, self._ports)
+        self._recorders = Recorders(self.config, layout, self.mid, self.events, self.tiers)
+        self._crew = Crew(layout, self._ports, self._recorders.spool)
+        self._recorders.start()
         self._rules = Rules(self.config, self._ports, self._crew)
         self._rules.publish_all()
         nodes = [places.node(self._ports[group.lanes[0].port]) for group in layout.groups]
@@ -180,6 +184,8 @@ class Engine:
             attachment.stop()
         if self._crew is not None:
             self._crew.stop()
+        if self._recorders is not None:
+            self._recorders.stop()  # nobody fills a spool any more
         for attachment in self._ports.values():
             for queue in attachment.queues:
                 queue.close()
@@ -265,10 +271,12 @@ class Engine:
         entries, drops = statistics.ports(self._ports.values(), links)
         consumers, worker_drops = statistics.consumers(self.config, self._crew)
         drops.update(worker_drops)
+        persistent = Recorders.figures(self._recorders, consumers, drops)
         memories = self._memories()
         governed = self._guard.summary() if self._guard is not None else governor.summary({})
-        memory = {**statistics.memory(self.config, memories, self.mid), "governor": governed}
-        reasons = [*memory["reasons"], *(self._crew.troubles() if self._crew else [])]
+        memory = {**statistics.memory(self.config, memories, self.mid), "governor": governed,
+                  "persistent": persistent}
+        reasons = [*memory["reasons"], *persistent["reasons"], *(self._crew.troubles() if self._crew else [])]
         for entry in entries:
             reasons += entry["reasons"]
         state = governor.worst_of([governed["state"], "degraded" if reasons else "ok"])

@@ -83,9 +83,9 @@ class Recording:
             for medium in media:
                 medium.lock()
                 locked.append(medium)
-            self.resumed = found = resume(self.settings.directories)
             for medium in media:
                 medium.clean()
+            self.resumed = found = resume(self.settings.directories)
             self._index = found.next_index
             self._recorder.resume(found.next_seq, found.chain, found.next_seq - 1)
             pages = [medium.state_page() for medium in media]
@@ -103,6 +103,9 @@ class Recording:
         ]
         self._run("log writer", lambda: self._recorder.run(cpu))
         self._run("log helper", self._help)
+        until = time.monotonic() + MARGIN_S
+        while not self._recorder.primed and not self._failure and time.monotonic() < until:
+            time.sleep(0.001)  # the workers have blocks before their first packet
 
     def _medium(self, path: str) -> Directory | Device:
         segment, each = self.settings.segment_mib << 20, len(self.settings.directories)
@@ -125,6 +128,10 @@ class Recording:
     def spool(self) -> Spool:
         """The end of one more worker."""
         return self._recorder.spool()
+
+    @property
+    def spools(self) -> list[Spool]:
+        return list(self._recorder.spools)
 
     # ------------------------------------------------------------------------------------ helper
 

@@ -48,6 +48,7 @@ class Segment:
         self.path, self.begun = path, data[:8] == b"OCLOGSEG"
         self.records: list[tuple] = []
         self.sealed = False
+        self.last_crc: int | None = None  # of the seal: the next segment goes on from it
         if not self.begun:
             return
         head = struct.unpack_from("<8sII16sQQQQQqIIIIII", data)
@@ -78,7 +79,7 @@ class Segment:
                     assert crc32c(0, payload) == fields[1]
                 before = fields[0]
                 if fields[2] == SEAL:
-                    self.sealed = True
+                    self.sealed, self.last_crc = True, before
                 else:
                     self.records.append((*fields, payload))
                 place += 48 + (fields[7] + 7 & ~7)
@@ -100,22 +101,12 @@ def records(*directories: Path, payloads: bool = True) -> list[tuple]:
     before = None
     for segment in segments(*directories, payloads=payloads):
         if segment.flags & 1:
-            out = [record for record in out if record[10 - 1 + 0] < segment.first_seq]
+            out = [record for record in out if record[10] < segment.first_seq]
         elif before is not None:
             assert segment.chain == before, "the chain does not go on"
         out += segment.records
-        before = _last_crc(segment)
+        before = segment.last_crc
     return out
-
-
-def _last_crc(segment: Segment):
-    """The seal's crc: what the next segment's chain begins with. None: it was not sealed."""
-    if not segment.sealed:
-        return None
-    data = segment.path.read_bytes()
-    end = data.rfind(b"OCLOGEND")
-    seal = struct.unpack_from("<Q", data, end + 16)[0]
-    return struct.unpack_from("<I", data, seal)[0]
 
 
 def gap_of(record: tuple) -> dict[str, int]:
@@ -134,6 +125,7 @@ class Rig:
 
     def __init__(self, *directories: Path, generate: int = 0, frames: int = 8192,
                  tier_mib: int = 256, **settings) -> None:
+        self.generates = generate > 0
         self.tier = MidTier(tier_mib, "off")
         made = Settings(tuple(str(path) for path in directories), **settings)
         self.recording = Recording(made, self.tier, [LogPort(0, "in0", "loop0")], "keep")
@@ -144,12 +136,28 @@ class Rig:
 
     def start(self):
         self.recording.start()
-        self.thread.start()
+        if not self.generates:
+            self.thread.start()
         return self
 
-    def pump(self, packets: int) -> None:
-        """With generate: so many packets, from this thread."""
+    def pump(self, packets: int, *, settle: bool = True) -> None:
+        """With generate: so many packets, from this thread.
+
+        settle: until they are durable, so that the disk of whatever host keeps up.
+        """
         self.worker.run(packets)
+        for spool in self.recording.spools:
+            spool.hand_over()  # what the worker's next round would do
+        if settle:
+            assert self.wait(lambda now: now["in_memory"] == 0), self.recording.summary()
+
+    def wait(self, condition, seconds: float = 20.0) -> bool:
+        until = time.monotonic() + seconds
+        while not condition(self.recording.summary()):
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.005)
+        return True
 
     def feed(self, packets: list[bytes]) -> None:
         for packet in packets:
