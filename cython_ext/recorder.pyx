@@ -11,10 +11,11 @@ cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset, strncpy
-from posix.unistd cimport close, read
+from posix.unistd cimport close, read, usleep
 from cython_ext.atomics cimport load_acquire_u32, load_relaxed_u64, store_release_u32
 from cython_ext.log_device cimport SYNC, THREADS, URING, device_close, device_open, oc_target
-from cython_ext.log_format cimport OC_LOG_PORTS_MAX, oc_log_segment, oc_log_tally
+from cython_ext.log_format cimport (OC_LOG_PORTS_MAX, log_state_get, log_state_put,
+                                    oc_log_segment, oc_log_state, oc_log_tally)
 from cython_ext.queue cimport now_ns
 from cython_ext.recorder_blocks cimport lose_everything, own_up, supply, take_blocks, tidy
 from cython_ext.recorder_segments cimport (begin_segment, collect, publish, ready, retire,
@@ -42,6 +43,7 @@ cdef extern from "<stdlib.h>" nogil:
 cdef enum:
     ACTIVE_MS = 2                 # 8 blocks at 250 MB/s: a write of half a megabyte
     IDLE_MS = 25
+    PUBLISH_US = 5000             # how old a state page may be: a tenth of a commit
     STOCK_FIRST = 128             # 8 MiB: 30 ms at 250 MB/s, what a busy host keeps a thread away
 
 NOTES = {RETIRED: "retired", FAILED: "failed", HUNG: "hung", BEGUN: "begun"}
@@ -107,6 +109,26 @@ cdef void nap(oc_recorder* w, bint active) noexcept nogil:
     if poll(&p, 1, <int>ms) > 0:
         read(w.wake_fd, &count, 8)
     store_release_u32(&w.sleeps, 0)
+
+
+cdef void run_publisher(oc_recorder* w, void* page) noexcept nogil:
+    """Carries the newest state to one file, until the writer has ended.
+
+    In a thread of its own, for each file: a store into a mapping of a file system that is frozen,
+    or waits for its journal, waits too (page_mkwrite), and once stopped the writer with it.
+    """
+    cdef oc_log_state s
+    cdef uint64_t turn = 0
+    cdef uint32_t last
+    while True:
+        last = load_acquire_u32(&w.closing)
+        if log_state_get(w.state_shadow, &s) and s.turn != turn:
+            turn = s.turn
+            s.turn -= 1                          # log_state_put counts
+            log_state_put(page, &s)
+        if last:
+            return
+        usleep(PUBLISH_US)
 
 
 @cython.no_gc_clear
@@ -204,8 +226,9 @@ cdef class Recorder:
 
     def states(self, list pages, bytes uuid not None, uint64_t pid, uint64_t start,
                uint64_t slot_bytes=0, uint64_t slots=0):
-        """Where to publish what is durable: writable pages, kept until close()."""
+        """Where to publish what is durable: writable pages, kept until close(); publish_to()."""
         cdef uint8_t[::1] view
+        cdef oc_log_state before
         if len(pages) > STATES_MAX or len(uuid) != 16:
             raise ValueError("states: too many pages, or no uuid")
         memcpy(self.w.state.uuid, <const char*>uuid, 16)
@@ -217,6 +240,9 @@ cdef class Recorder:
             view = page
             if view.shape[0] < 4096:
                 raise ValueError("a state page has 4,096 bytes")
+            # The state with the largest turn counts: ours go on from what is there.
+            if log_state_get(&view[0], &before) and before.turn > self.w.state.turn:
+                self.w.state.turn = before.turn
             self.w.state_pages[self.w.n_states] = &view[0]
             self.w.n_states += 1
 
@@ -298,6 +324,18 @@ cdef class Recorder:
         with nogil:
             run_recorder(&self.w)
 
+    def publish_to(self, uint32_t number):
+        """Carries the state to that page, on a thread of its own, until publish_last()."""
+        cdef void* page = self.w.state_pages[number]
+        with nogil:
+            run_publisher(&self.w, page)
+
+    def publish_last(self):
+        """The state at the end, after run(): nobody writes any more."""
+        self.w.state.writer_pid = self.w.state.writer_start = 0
+        publish(&self.w)
+        store_release_u32(&self.w.closing, 1)
+
     def stop(self, double seconds=5.0):
         """Hand over the spools first. run() returns within that time, and a little."""
         self.w.stop_by_ns = now_ns() + <uint64_t>(seconds * 1e9)
@@ -335,8 +373,8 @@ cdef class Recorder:
             "written": w.chain.offset if w.live.used else 0,
         }
 
-    def close(self):
-        """Gives the memory back, after run() has ended."""
+    def close(self, bint publishing=False):
+        """Gives the memory back, after run() has ended. publishing: a state page still hangs."""
         cdef uint64_t block = 0
         cdef uint32_t i
         if self.closed:
@@ -344,8 +382,8 @@ cdef class Recorder:
         self.closed = True
         idle = self.w.device == NULL or device_close(self.w.device)
         self.w.device = NULL
-        if not idle or self.w.stuck:
-            _ABANDONED.append((self.cache, self.kept))
+        if not idle or self.w.stuck or publishing:
+            _ABANDONED.append((self.cache, self.kept, self.state_views, self))
         for i in range(self.w.n_spools):
             while spsc_dequeue(&(<Spool>self.spools[i]).free.consumer, &block, 1, 1):
                 slabs_free_one(self.w.cache, BLOCK_CLASS, <void*>block)
@@ -357,8 +395,6 @@ cdef class Recorder:
                 if page:
                     slabs_free_one(self.w.cache, BLOCK_CLASS, <void*><uintptr_t>page)
         self.w.pages = self.w.seal = NULL
-        self.w.state.writer_pid = self.w.state.writer_start = 0
-        publish(&self.w)
         self.w.n_states = 0
         self.state_views, self.kept = [], []
         self.cache.drain()

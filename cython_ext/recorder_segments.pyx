@@ -12,6 +12,7 @@ from cython_ext.atomics cimport count_u64, load_acquire_u32, store_release_u32, 
 from cython_ext.log_device cimport (DEPTH, SYNC, WRITE, WRITE_BLOCKS, device_close, device_collect,
                                     device_in_flight, device_oldest_ns, device_open,
                                     device_release, device_request, device_submit, oc_request)
+from cython_ext.queue cimport now_ns
 from cython_ext.recorder_blocks cimport release
 from cython_ext.recorder_types cimport (BEGUN, EVENTS_MAX, FAILED, HUNG, RETIRED, WRITES_MAX,
                                         oc_held, oc_live, oc_note, oc_recorder)
@@ -230,13 +231,10 @@ cdef bint submit_sync(oc_recorder* w, uint64_t now, bint urgent) noexcept nogil:
 
 
 cdef void publish(oc_recorder* w) noexcept nogil:
-    """What readers may look at, into every state page."""
-    cdef uint32_t i
+    """What readers may look at. Into memory of ours: run_publisher has the reason."""
     w.state.durable_seq = w.durable_seq
-    w.state.turn += 1
-    for i in range(w.n_states):
-        w.state.turn -= 1                        # log_state_put counts: the same turn in all
-        log_state_put(w.state_pages[i], &w.state)
+    w.state.updated_ns = now_ns() + w.to_realtime
+    log_state_put(w.state_shadow, &w.state)
 
 
 cdef void fail(oc_recorder* w, int error, uint32_t operation, uint64_t serial) noexcept nogil:

@@ -86,6 +86,7 @@ cdef struct oc_recorder:
     oc_log_chain chain
     oc_log_tally* tally
     oc_log_state state
+    uint8_t[1024] state_shadow    # the writer's copy; publishers carry it to the files
     void* state_pages[STATES_MAX]
     uint32_t n_states
     bint fresh                    # the next segment begins after a fault
@@ -111,6 +112,7 @@ cdef struct oc_recorder:
     uint32_t stop                 # release/acquire
     uint64_t stop_by_ns
     bint done
+    uint32_t closing              # the last state is there to be carried
     uint64_t tidied_ns
     # the way back to Python
     oc_note[EVENTS_MAX] notes

@@ -41,6 +41,7 @@ class Device:
         self.why_buffered = ""
         self.recycled = self.removed = 0
         self.slots = 0
+        self.blank = False  # nothing of a log is on it yet
         self._fd = -1
         self._map: mmap.mmap | None = None
         self._index: dict[int, int] = {}  # slot -> index; a slot without has never been begun
@@ -102,18 +103,22 @@ class Device:
                     f"{self.path}: a log with segments of {slot_bytes >> 20} MiB: "
                     f"set segment_mib = {slot_bytes >> 20}, or clear the device"
                 )
-        elif any(first):
+        elif not any(first):
+            self.blank = not self._read_headers()
+        else:
             raise PortError(
                 f"{self.path}: holds something that is no log of ours: "
                 f"clear its first MiB to give it away (blkdiscard -z -l 1M {self.path})"
             )
 
-    def _read_headers(self) -> None:
+    def _read_headers(self) -> int:
+        """How many slots have been used."""
         for slot in range(self.slots):
             head = self._read(self._at(slot), PAGE)
             magic, _, _, _, _, index = _HEADER.unpack_from(head)
             if magic == _SEGMENT_MAGIC:
                 self._index[slot] = index
+        return len(self._index)
 
     def _at(self, slot: int) -> int:
         return FIRST + slot * self.segment_bytes

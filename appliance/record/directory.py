@@ -42,6 +42,7 @@ class Directory:
         self.limit_bytes = limit_bytes
         self.max_age_s = max_age_s
         self.why_buffered = ""
+        self.blank = False  # recovery finds out
         self.recycled = self.removed = 0
         self._ours: set[int] = set()  # prepared or being written: never recycled
         self._lock_fd = -1

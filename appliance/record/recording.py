@@ -5,7 +5,7 @@
 
 Owns the order of life, the choice of the next place, retries, and the account. The writer's thread
 is compiled and waits for nobody (cython_ext/recorder.pyx); each place waits for its own device
-(place.py); this object's helper thread only carries segments and events between them.
+(place.py), and so does what publishes its state; this object's helper thread only carries segments and events between them.
 
 While no place takes writes the newest packets stay in memory (`memory_mib`), the oldest go and are
 counted, and the log says so with a GAP as soon as a place is back. Always:
@@ -85,7 +85,10 @@ class Recording:
                 locked.append(medium)
             for medium in media:
                 medium.clean()
-            self.resumed = found = resume(self.settings.directories)
+            blank = all(medium.blank for medium in media)
+            self.resumed = found = (
+                Resume.begin() if blank else resume(self.settings.directories)
+            )
             self._index = found.next_index
             self._recorder.resume(found.next_seq, found.chain, found.next_seq - 1)
             pages = [medium.state_page() for medium in media]
@@ -103,6 +106,8 @@ class Recording:
         ]
         self._run("log writer", lambda: self._recorder.run(cpu))
         self._run("log helper", self._help)
+        for number, place in enumerate(self._places):
+            self._run(f"log state {number}", self._publisher(number))
         until = time.monotonic() + MARGIN_S
         while not self._recorder.primed and not self._failure and time.monotonic() < until:
             time.sleep(0.001)  # the workers have blocks before their first packet
@@ -124,6 +129,9 @@ class Recording:
         thread = threading.Thread(target=guarded, name=f"{what} {self.name}", daemon=True)
         self._threads.append(thread)
         thread.start()
+
+    def _publisher(self, number: int) -> Callable[[], None]:
+        return lambda: self._recorder.publish_to(number)
 
     def spool(self) -> Spool:
         """The end of one more worker."""
@@ -231,16 +239,19 @@ class Recording:
             while not spool.hand_over() and time.monotonic() < until:
                 time.sleep(0.001)
         self._recorder.stop(max(0.0, until - time.monotonic()))
-        writer, helper = self._threads
+        writer, helper, *publishers = self._threads
         writer.join(seconds + MARGIN_S)
         if writer.is_alive():
             raise PortError(f"{self.name}: the log's writer does not stop")
         self._ending = True
         helper.join(seconds + MARGIN_S)
+        self._recorder.publish_last()
+        for thread in publishers:
+            thread.join(MARGIN_S)
         with self._lock:
             self._step_last()
-            self._recorder.close()
             # Before the places go: after it nobody refers to their pages.
+            self._recorder.close(any(thread.is_alive() for thread in publishers))
             self._final = self.summary()
         for place in self._places:
             place.close(0.1 if place.hangs else MARGIN_S)

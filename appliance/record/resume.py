@@ -30,6 +30,11 @@ class Resume:
     chain: int = 0
     report: dict[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def begin(cls) -> Resume:
+        """A new log."""
+        return cls(secrets.token_bytes(16))
+
 
 def resume(paths: Sequence[str]) -> Resume:
     """Recovers the log in these places; where it goes on. LogDamaged: it holds damage."""
