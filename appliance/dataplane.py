@@ -18,6 +18,7 @@ from cython_ext import (
     memory_gauge,
     parser,
     pcap,
+    pcapng,
     slab_object,
 )
 from cython_ext.endpoint import Endpoint
@@ -68,5 +69,6 @@ __all__ = [
     "memory_gauge",
     "parser",
     "pcap",
+    "pcapng",
     "slab_object",
 ]

@@ -73,11 +73,6 @@ cdef class LogBatch:
     offsets into `data`, the map of the segment. `gaps` are losses that the recorder noted among
     these records. batch[i] is a LogRecord; memoryview(batch[i]) its bytes, read-only, no copy.
     """
-    cdef readonly SegmentMap segment
-    cdef readonly object seqs, timestamps_ns, offsets, lengths, originals, rule_ids, ports, queues
-    cdef readonly object flags, gaps
-    cdef readonly uint64_t next_seq      # of the first record behind this batch
-
     @staticmethod
     def empty():
         """A batch of nothing."""

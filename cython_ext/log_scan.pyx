@@ -119,6 +119,11 @@ cdef class SegmentMap:
         return self.valid and memcmp(self.base, &self.head, OC_LOG_PAGE) == 0
 
     @property
+    def blank(self):
+        """Whether the first page was all zeros."""
+        return not self.valid and (<bytes>(<char *>&self.head)[:OC_LOG_PAGE]).count(0) == OC_LOG_PAGE
+
+    @property
     def header(self):
         """The header as a dict; None when it does not hold."""
         if not self.valid:

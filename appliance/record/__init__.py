@@ -8,9 +8,10 @@ Recording is the engine's; the format is cython_ext/include/oc_log_format.h.
 """
 
 from appliance.record.reader import Log, open_log
-from appliance.record.recover import recover
+from appliance.record.recover import recover, recover_to_record
 from appliance.record.select import Flow
 from appliance.record.store import Store
 from appliance.record.verify import verify
 
-__all__ = ["Flow", "Log", "Store", "open_log", "recover", "verify"]
+__all__ = ["Flow", "Log", "Store", "open_log", "recover",
+           "recover_to_record", "verify"]

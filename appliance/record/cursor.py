@@ -36,12 +36,14 @@ class Cursor:
 
     def begin(self, next_seq: int) -> bool:
         """Opens the segment to begin with; False: there is none yet, or it has no header."""
-        places = self.store.segments()
         best = None
-        for place in places:
-            header, seal = self._peek(place)
+        for place in self.store.segments():
+            try:
+                header, seal = self._peek(place)
+            except GONE:
+                continue
             if header is None:
-                if best is None:
+                if best is None and self.place is None and not place.blank():
                     self.place = place  # for the verdict
                 continue
             if next_seq and header["first_seq"] > next_seq and best is not None:
@@ -90,18 +92,18 @@ class Cursor:
                 facts.append(facts_of(place, state["published"] if newest and state else None))
             except GONE:
                 continue
-        return decide(facts, state)
+        return decide([one for one in facts if not one.prepared], state)
 
     # ------------------------------------------------------------------ segments
     def _peek(self, place: Place) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-        """Header and seal of a segment, if they hold."""
+        """Header and seal of a segment, if they hold. GONE: it is being recycled."""
         if place.size < PAGE:
             return None, None
         try:
             mapped = place.open()
             return mapped.header, mapped.seal(place.size)
         except GONE:
-            return None, None
+            raise
         except OSError as error:
             raise LogDamaged(f"{place.name}: {error.strerror or error}") from error
 
@@ -158,28 +160,42 @@ class Cursor:
         places = self.store.segments()
         while self.place is not None:
             here = self.place.index
-            later = [p for p in places if p.index > here and (newest is None or p.index <= newest)]
-            if not later:
+            found = self._next_of([p for p in places if p.index > here
+                                   and (newest is None or p.index <= newest)])
+            if found is None:
                 return False
-            header, seal = self._peek(later[0])
-            if header is None or not self._continues(header, later[0], places, newest):
+            after, header, seal = found
+            if not self._continues(header, places):
                 return False
-            if self.selection.may_hold(seal) or seal is None:
-                return self._open(later[0])
-            self.place, self._walk = later[0], None  # nothing in it is wanted
+            if self.selection.may_hold(seal):
+                return self._open(after)
+            assert seal is not None
+            self.place, self._walk = after, None  # nothing in it is wanted
             self._seq, self._chain = seal["last_seq"] + 1, -1
         return False
 
-    def _continues(self, header: dict[str, Any], after: Place, places: list[Place],
-                   newest: int | None) -> bool:
+    def _next_of(self, later: list[Place]) -> Any | None:
+        """The first of these that has been begun, with header and seal; None: there is none, or
+        its header does not hold, or it is just being recycled."""
+        for place in later:
+            try:
+                header, seal = self._peek(place)
+            except GONE:
+                return None
+            if header is not None:
+                return place, header, seal
+            if not place.blank():
+                return None
+        return None
+
+    def _continues(self, header: dict[str, Any], places: list[Place]) -> bool:
         assert self.place is not None
         if header["fresh"] and header["first_seq"] <= self._seq:
             return True
-        if newest is not None and all(place.index > self.place.index for place in places):
+        if all(place.index > self.place.index for place in places):
             self.overrun += max(0, header["first_seq"] - self._seq)
-            return True  # recycled while this was read
+            return True  # this one was there when it was opened: recycled since
         whole = self._walk is None or self._walk.stop in (
             log_scan.SEALED, log_scan.AT_LIMIT, log_scan.NO_WRITE)
-        return (whole and after.index == self.place.index + 1
-                and header["first_seq"] == self._seq
+        return (whole and header["first_seq"] == self._seq
                 and (header["fresh"] or self._chain in (-1, header["chain"])))

@@ -19,7 +19,7 @@ from appliance.errors import LogDamaged, PortError
 from appliance.record.store import PAGE, Place, Store
 from appliance.record.verify import Examined, Progress, examine, report
 
-__all__ = ["Cut", "act", "plan", "recover"]
+__all__ = ["Continuation", "Cut", "act", "plan", "recover", "recover_to_record"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Cut:
     remove: tuple[Place, ...] = ()  # whole segments, in this order
     seal: Place | None = None  # the segment that gets a seal ...
     at: int = 0  # ... where its records end
+    end: int = 0  # of the write that they end in, as its head promised
     sums: dict[str, int] | None = None
     promise: int | None = None  # the state page promises no more than this
 
@@ -54,7 +55,7 @@ def plan(examined: Examined) -> Cut:
     sums = {"epoch": facts.header["epoch"], "first_seq": facts.header["first_seq"],
             "seq": walk["seq"], "chain": walk["chain"], "records": walk["records"],
             "bytes": walk["bytes"], "lost": walk["lost"]}
-    return Cut(later, place, walk["offset"], sums, last)
+    return Cut(later, place, walk["offset"], walk["write_end"], sums, last)
 
 
 def act(cut: Cut, store: Store) -> int:
@@ -71,21 +72,53 @@ def act(cut: Cut, store: Store) -> int:
     return gone
 
 
+@dataclass(frozen=True)
+class Continuation:
+    """How a recorder goes on: the next segment's index, first number, chain, and log."""
+
+    uuid: str | None  # None: there is no log yet
+    index: int
+    seq: int
+    chain: int
+    fresh: bool  # the chain begins anew
+
+
 def recover(store: Store, progress: Progress | None = None) -> dict[str, Any]:
     """Verifies, cuts what may be cut, and reports: verify's report with `cut_bytes`.
 
     `state` and `cause` say what was found; after a cut the log is clean.
     """
+    return _recover(store, progress)[0]
+
+
+def recover_to_record(store: Store) -> tuple[dict[str, Any], Continuation]:
+    """The same at the start of a recorder, and where it goes on. A damaged log is left as it is;
+    the recorder goes on behind it, and it stays damaged."""
+    told, examined = _recover(store, None)
+    verdict = examined.verdict
+    uuid = next((facts.header["uuid"] for facts in examined.facts if facts.header), None)
+    if verdict.state == "damaged":
+        ends = [(facts.seq, facts.evidence.get("end_seq", 0))
+                for facts in examined.facts if facts.header]
+        index = 1 + max(facts.index for facts in examined.facts)
+        return told, Continuation(uuid, index, max(verdict.durable_seq + 1, *map(max, ends), 1), 0,
+                                  True)
+    fresh = verdict.state == "torn"
+    return told, Continuation(uuid, verdict.next_index, verdict.next_seq,
+                              0 if fresh else verdict.chain, fresh)
+
+
+def _recover(store: Store, progress: Progress | None) -> tuple[dict[str, Any], Examined]:
     examined = examine(store, progress)
     if examined.live:
         raise PortError(f"{store.name}: a recorder is at work on it "
                         f"(process {(examined.state or {}).get('writer_pid')})")
-    told = report(examined)
-    if examined.verdict.state == "damaged":
-        return {**told, "cut_bytes": 0}
-    for place in examined.places[-2:]:
-        _flush(place)  # a killed recorder's pages: what goes on from here relies on them
-    return {**told, "cut_bytes": act(plan(examined), store)}
+    cut_bytes = 0
+    if examined.verdict.state != "damaged":
+        for place in examined.places[-2:]:
+            _flush(place)  # a killed recorder's pages: what goes on from here relies on them
+        cut_bytes = act(plan(examined), store)
+    return {**report(examined), "cut_bytes": cut_bytes}, examined
 
 
 def _flush(place: Place) -> None:
@@ -138,7 +171,7 @@ def _seal(cut: Cut) -> int:
     """
     place = cut.seal
     assert place is not None and cut.sums is not None
-    held = 0 if cut.at >= place.size else _held(place, cut.at)
+    held = max(_held(place, cut.at), min(cut.end, place.size) - cut.at, 0)
     fd = _exclusive(place)
     try:
         start = cut.at - cut.at % PAGE
@@ -156,7 +189,9 @@ def _seal(cut: Cut) -> int:
 
 
 def _held(place: Place, at: int) -> int:
-    """How many bytes behind `at` are not zero fill to the end: the tail that is cut."""
+    """How many bytes behind `at` there are before the zeros to the end: the tail that is cut."""
+    if at >= place.size:
+        return 0
     with memoryview(place.open()) as view:
         return log_scan.last_byte(view, at, place.size) - at
 

@@ -40,6 +40,13 @@ class Place:
     def name(self) -> str:
         return f"{self.path}@{self.start}" if self.slot else str(self.path)
 
+    def blank(self) -> bool:
+        """Whether the first page is all zeros: prepared by a recorder, not begun."""
+        try:
+            return self.size >= PAGE and bool(self.open(PAGE).blank)
+        except (FileNotFoundError, BlockingIOError):
+            return True
+
     def open(self, size: int | None = None) -> Any:
         """The map of it. LogDamaged: the medium cannot be read; FileNotFoundError and
         BlockingIOError: the recorder has taken it for something else."""
@@ -87,8 +94,9 @@ class Store:
         return found
 
     def state(self) -> State | None:
-        """The newest of them."""
-        return max(self.states(), key=lambda state: state["updated_ns"], default=None)
+        """The one that promises most; of equal ones the newest."""
+        return max(self.states(), default=None,
+                   key=lambda state: (state["durable_seq"], state["updated_ns"]))
 
     # ------------------------------------------------------------------ segments
     def segments(self) -> list[Place]:

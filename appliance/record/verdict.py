@@ -37,6 +37,7 @@ class Facts:
     why: str = ""
     evidence: Evidence = field(default_factory=dict)
     stray_heads: int = 0  # writes that name this segment, where the header is lost
+    prepared: bool = False  # nothing but zeros where the header will be, and no writes: not begun
 
     @property
     def seq(self) -> int:
@@ -88,10 +89,10 @@ def decide(segments: Sequence[Facts], state: dict[str, Any] | None) -> Verdict:
     missing = max(0, durable - seq + 1)
     line = f"segment {broken.index}: {problem}"
     if problem in _NEVER_TORN:
-        return Verdict("damaged", line, missing=missing, **place)
+        return Verdict("damaged", line, **place)
     if _followed(segments, position):
         if missing or broken.header is None:
-            return Verdict("damaged", f"{line}; later records follow it", missing=missing, **place)
+            return Verdict("damaged", f"{line}; later records follow it", **place)
         return Verdict("torn", f"{line}; what follows was never flushed", **place)
     return Verdict("torn", line + _lost(missing), missing=missing, **place)
 
@@ -182,11 +183,11 @@ def _link(facts: Facts, after: Facts) -> str:
     assert after.header is not None
     if not ends_well(facts) and facts.walk["stop"] != log_scan.NO_WRITE:
         return facts.why
-    if after.index != facts.index + 1:
-        return f"{after.index - facts.index - 1} segments after it are missing"
     if after.header["first_seq"] != facts.seq:
         count = after.header["first_seq"] - facts.seq
-        return f"{count} records after it are missing" if count > 0 else "the next one overlaps it"
+        where = f", with segment {facts.index + 1}" if after.index > facts.index + 1 else ""
+        return (f"{count} records after it are missing{where}" if count > 0
+                else "the next one overlaps it")
     if not after.header["fresh"] and after.header["chain"] != facts.walk["chain"]:
         return "the next one does not continue its chain"
     return ""

@@ -51,7 +51,8 @@ def facts_of(
     length = place.size if limit is None else min(limit, place.size)
     if not mapped.valid:
         heads = _readable(place, lambda: mapped.stray_heads(place.index, length))
-        return Facts(place.index, place.name, place.size, None, stray_heads=heads)
+        return Facts(place.index, place.name, place.size, None, stray_heads=heads,
+                     prepared=mapped.blank and not heads)
     walk = log_scan.Walk(mapped, length)
     found = _readable(place, walk.run)
     if gaps is not None:
@@ -88,8 +89,9 @@ def examine(store: Store, progress: Progress | None = None) -> Examined:
             if found:
                 raise LogDamaged(f"{place.name} went away while it was read") from None
             continue  # the recorder has taken the oldest for something new
-        places.append(place)
-        found.append(facts)
+        if not facts.prepared:  # else a recorder has made it ahead of need
+            places.append(place)
+            found.append(facts)
         done += place.size
         if progress is not None:
             progress(done)
