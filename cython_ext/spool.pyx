@@ -9,6 +9,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from cython_ext.atomics cimport count_u64, load_acquire_u32, prefetch, unlikely
+from cython_ext.lending cimport Batch
 from cython_ext.log_format cimport (OC_LOG_FRAGMENTS, OC_LOG_HEAD_BYTES, OC_LOG_PACKET,
                                     OC_LOG_RECORD_BYTES, log_append, log_begin, log_finish,
                                     log_fit, oc_log_record)
@@ -230,6 +231,27 @@ cdef class Spool:
         the ring is full; again when the writer has taken some."""
         spool_hand_over(&self.s)
         return self.s.open.data == NULL and self.s.lost == 0
+
+    @property
+    def room(self):
+        """Empty blocks that stand ready."""
+        return load_acquire_u32(self.s.free.shared_theirs) - self.s.free.mine
+
+    def add(self, Batch batch not None, uint16_t port=0):
+        """The packets of a batch, for who receives in Python: this thread is the worker."""
+        cdef oc_burst* b = batch.block.b
+        cdef uint32_t i = 0, end
+        batch.alive()
+        # Of a batch the times are since the epoch already.
+        self.s.to_realtime = 0
+        while i < batch.count:
+            end = i + 1
+            while end < batch.count and b.rule_id[end] == b.rule_id[i]:
+                end += 1
+            spool_packets(&self.s, batch.queue.q.um, b, i, end, b.rule_id[i], port,
+                          batch.queue.q.queue_id)
+            i = end
+        spool_tick(&self.s, now_ns())
 
     def figures(self):
         """What came, what went into blocks, and what did not, by reason."""
