@@ -160,7 +160,7 @@ class Device:
         return Prepared(index, fd, self._at(slot), self.segment_bytes, self._map is None,
                         self._map, self.path, slot)
 
-    def retire(self, prepared: Prepared) -> None:
+    def retire(self, prepared: Prepared, end: int) -> None:
         self._ours.discard(prepared.slot)
         self._index[prepared.slot] = prepared.index
         os.close(prepared.fd)

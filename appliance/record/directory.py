@@ -129,7 +129,7 @@ class Directory:
             if index in self._ours:
                 continue
             total -= size
-            if total > self.limit_bytes or size != self.segment_bytes:
+            if total > self.limit_bytes:
                 os.unlink(old)
                 self.removed += 1
                 continue
@@ -137,6 +137,7 @@ class Directory:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.pwrite(fd, bytes(PAGE), 0)
+                os.posix_fallocate(fd, 0, self.segment_bytes)
                 os.fdatasync(fd)
                 os.rename(old, path)
                 self._sync_directory()
@@ -164,9 +165,14 @@ class Directory:
             os.unlink(path)
             self.removed += 1
 
-    def retire(self, prepared: Prepared) -> None:
-        self._ours.discard(prepared.index)
-        _close(prepared)
+    def retire(self, prepared: Prepared, end: int) -> None:
+        """A sealed file ends with its seal: readers find the index by that."""
+        try:
+            if end:
+                os.ftruncate(prepared.fd, end)
+        finally:
+            _close(prepared)
+            self._ours.discard(prepared.index)
 
     def discard(self, prepared: Prepared) -> None:
         self._ours.discard(prepared.index)

@@ -48,8 +48,8 @@ class Medium(Protocol):
     def discard(self, prepared: Prepared) -> None:
         """It was not begun, or holds nothing."""
 
-    def retire(self, prepared: Prepared) -> None:
-        """It is sealed; its descriptor goes."""
+    def retire(self, prepared: Prepared, end: int) -> None:
+        """It is not written any more; its descriptor goes. end: where it was sealed, or 0."""
 
     def look(self) -> None:
         """Now and then: what is too old goes."""
@@ -160,8 +160,8 @@ class Place:
         since = self._busy_since
         return since is not None and time.monotonic() - since > self.hang_s
 
-    def retire(self, prepared: Prepared) -> None:
-        self._work.put(lambda: self._try(self.medium.retire, prepared))
+    def retire(self, prepared: Prepared, end: int = 0) -> None:
+        self._work.put(lambda: self._try(lambda one: self.medium.retire(one, end), prepared))
 
     def discard(self, prepared: Prepared) -> None:
         self._work.put(lambda: self._try(self.medium.discard, prepared))

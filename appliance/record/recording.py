@@ -208,8 +208,10 @@ class Recording:
         del self._given[index]
         if what == "hung":
             place.stuck.append(prepared)  # the kernel may still write to it: it stays open
-        elif what == "retired" or synced > 4096:
-            place.retire(prepared)
+        elif what == "retired":
+            place.retire(prepared, synced)
+        elif synced > 4096:
+            place.retire(prepared)  # the end of it does not count, the beginning does
         else:
             place.discard(prepared)  # nothing in it was ever durable
         if error:
