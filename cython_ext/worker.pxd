@@ -56,6 +56,7 @@ cdef struct oc_worker:
     oc_consumer[CONSUMERS_MAX] consumers
     uint32_t n_consumers
     uint32_t stop                 # set by others, release/acquire
+    uint32_t nap_us               # when nothing is there; 0: look again at once
     uint32_t slow_ns              # tests only: time that each packet takes (see Worker.slow)
     oc_spool* spools[WORKER_SPOOLS_MAX]
     uint32_t n_spools

@@ -32,6 +32,7 @@ from appliance.net import Lab, link_statistics
 READY_S = 20.0
 DRAIN_S = 5.0  # what a contestant may take to read what has arrived, after the last packet
 END_S = 30.0
+FRAMES = 16384  # of 2 KiB: 32 MiB; the peers are given 64 MiB for their rings
 PCAP_HEADER, PCAP_RECORD = 24, 16
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
@@ -131,6 +132,7 @@ class _Ours(_Contestant):
 
     def start(self) -> Child:
         self.file.write_text(
+            f'[memory]\nframe_bytes = 2048\nframes_per_queue = {FRAMES}\n'
             f'[control]\nsocket = "{self.socket}"\nmetrics = ""\n'
             f'[[port]]\nname = "in0"\ninterface = "{self.lab.b.interface}"\n'
             f'netns = "{self.lab.b.netns}"\npoll = "{self.poll}"\n'

@@ -23,7 +23,7 @@ def problems(stats: Mapping[str, Any]) -> list[str]:
         found.append(f"{held} frames in all states, of {frames['total']}")
     for port in stats["ports"]:
         found += _port(port)
-    for consumer in stats["consumers"]:
+    for consumer in stats.get("consumers", ()):
         found += _record(consumer)
     return found
 

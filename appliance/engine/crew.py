@@ -16,6 +16,10 @@ from appliance.engine.build import Group, Layout
 from appliance.errors import PortError
 from appliance.steering import Rule
 
+# Consumers that nobody waits for: their worker naps instead of looking again at once. A ring of 2,048
+# holds 4 ms of 500,000 packets/s, of which a nap is a tenth; naps half as long cost 40 ns a packet.
+STORING = {"record", "count", "drop"}
+NAP_US = 300
 STOP_S = 5.0  # a round takes microseconds; a thread that is not back by then has lost its core
 
 
@@ -41,7 +45,11 @@ class Crew:
                 for one in group.instances
             ]
             numbers = [layout.port_number(lane.port) for lane in group.lanes]
-            self.workers.append(Worker(queues, consumers, numbers))
+            worker = Worker(queues, consumers, numbers)
+            kinds = {one.kind for one in group.instances}
+            if "record" in kinds and kinds <= STORING:
+                worker.nap(NAP_US)
+            self.workers.append(worker)
 
     def routes(self, group: Group, port: str, rules: Iterable[tuple[int, Rule]]) -> dict[int, Any]:
         """By lane of the group: the routes of these rules of the port.

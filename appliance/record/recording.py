@@ -14,6 +14,7 @@ packets = durable + in memory + dropped, by reason.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import select
@@ -35,6 +36,7 @@ from appliance.record.settings import LogPort, Settings, clock_offset_ns
 BEAT_S = 0.1  # the helper is woken by events; this is for retries
 STOP_S = 5.0  # to write what is in memory at the end
 MARGIN_S = 2.0
+WRITER_NICE = -10  # it takes 5 % of a core, and blocks run out when it waits for one
 
 
 class Recording:
@@ -104,7 +106,7 @@ class Recording:
         self._places = [
             Place(number, medium, self.settings.hang_s) for number, medium in enumerate(media)
         ]
-        self._run("log writer", lambda: self._recorder.run(cpu))
+        self._run("log writer", lambda: self._write(cpu))
         self._run("log helper", self._help)
         for number, place in enumerate(self._places):
             self._run(f"log state {number}", self._publisher(number))
@@ -129,6 +131,11 @@ class Recording:
         thread = threading.Thread(target=guarded, name=f"{what} {self.name}", daemon=True)
         self._threads.append(thread)
         thread.start()
+
+    def _write(self, cpu: int | None) -> None:
+        with contextlib.suppress(OSError):  # without the privilege it is as important as others
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), WRITER_NICE)
+        self._recorder.run(cpu)
 
     def _publisher(self, number: int) -> Callable[[], None]:
         return lambda: self._recorder.publish_to(number)
