@@ -16,8 +16,10 @@ from cython_ext.atomics cimport load_acquire_u32, load_relaxed_u64, store_releas
 from cython_ext.log_device cimport SYNC, THREADS, URING, device_close, device_open, oc_target
 from cython_ext.log_format cimport (OC_LOG_PORTS_MAX, log_state_get, log_state_put,
                                     oc_log_segment, oc_log_state, oc_log_tally)
+from cython_ext.pcap cimport Filter
 from cython_ext.queue cimport now_ns
 from cython_ext.recorder_blocks cimport lose_everything, own_up, supply, take_blocks, tidy
+from cython_ext.recorder_window cimport window_forget, window_round
 from cython_ext.recorder_segments cimport (begin_segment, collect, publish, ready, retire,
                                            seal_live, settle, submit_sync, submit_writes)
 from cython_ext.recorder_types cimport (BEGUN, EVENTS_MAX, FAILED, HUNG, RETIRED, SPOOLS_MAX,
@@ -25,7 +27,7 @@ from cython_ext.recorder_types cimport (BEGUN, EVENTS_MAX, FAILED, HUNG, RETIRED
 from cython_ext.shm_ring cimport spsc_dequeue
 from cython_ext.slab cimport slabs_alloc_one, slabs_free_one
 from cython_ext.slab_tier cimport Cache, Slabs
-from cython_ext.spool cimport BLOCK_BYTES, BLOCK_CLASS, Spool
+from cython_ext.spool cimport BLOCK_BYTES, BLOCK_CLASS, Spool, oc_block
 
 import os
 
@@ -66,6 +68,8 @@ cdef void run_recorder(oc_recorder* w) noexcept nogil:
         if w.failing:
             settle(w, now)
         took = take_blocks(w)
+        if w.window_ns:
+            window_round(w, now)
         stopping = load_acquire_u32(&w.stop) != 0
         if not w.failing and ready(w):
             own_up(w)
@@ -78,6 +82,7 @@ cdef void run_recorder(oc_recorder* w) noexcept nogil:
         supply(w, not w.live.used and w.first == w.next)
         tidy(w, now)
         if stopping and took == 0:
+            window_forget(w)
             w.done = finished(w, now)
         if not w.done:
             nap(w, took != 0 or ended or w.order_n or stopping)
@@ -147,12 +152,14 @@ cdef class Recorder:
     cdef uint64_t flow_bytes
     cdef list kept                        # mappings that the device writes to
     cdef list state_views
+    cdef Filter matching                  # of the last keep(): the writer runs it
     cdef bint closed
 
     def __cinit__(self, Slabs slabs not None, uint32_t memory_mib=64, *, str name="recorder",
                   str engine="auto", uint64_t commit_ms=50, uint64_t commit_kib=1024,
                   uint32_t snap_bytes=0, uint64_t flow_bytes=0, uint64_t hang_ms=5000,
-                  int64_t to_realtime=0):
+                  int64_t to_realtime=0,
+                  uint64_t window_ms=0):
         cdef uint64_t places = 1
         self.w.wake_fd = self.w.helper_fd = -1
         self.slabs = slabs
@@ -165,9 +172,11 @@ cdef class Recorder:
             places *= 2
         self.w.mask = places - 1
         self.w.held = <oc_held*>calloc(places, sizeof(oc_held))
+        self.w.window = <oc_block*>calloc(places, sizeof(oc_block))
+        self.w.window_ns = window_ms * 1000000
         self.w.spare = <uint8_t**>calloc(self.w.blocks_max + 4, sizeof(void*))
         self.w.tally = <oc_log_tally*>calloc(1, sizeof(oc_log_tally))
-        if (self.w.held == NULL or self.w.spare == NULL or self.w.tally == NULL
+        if (self.w.held == NULL or self.w.window == NULL or self.w.spare == NULL or self.w.tally == NULL
                 or posix_memalign(<void**>&self.w.given.header, 4096, sizeof(oc_log_segment))):
             raise MemoryError("a recorder's tables")
         self.w.commit_ns = commit_ms * 1000000
@@ -343,6 +352,24 @@ cdef class Recorder:
         store_release_u32(&self.w.stop, 1)
         os.eventfd_write(self.w.wake_fd, 1)
 
+    def keep(self, uint64_t since_ns, Filter match=None):
+        """Asks for the packets of the window since then to be written; kept_all() when it is done.
+        One request at a time."""
+        self.matching = match
+        self.w.keep_filter = match.code if match is not None else NULL
+        self.w.keep_since_ns = since_ns
+        store_release_u32(&self.w.keep_asked, self.w.keep_asked + 1)
+        os.eventfd_write(self.w.wake_fd, 1)
+
+    @property
+    def kept_all(self):
+        return load_acquire_u32(&self.w.keep_done) == self.w.keep_asked
+
+    @property
+    def idle(self):
+        """Everything that was to be written is durable."""
+        return self.w.first == self.w.last
+
     def pressure(self):
         """(bytes waiting or not durable, most, whether there is nowhere to write to)."""
         cdef uint64_t held = self.w.last - self.w.first
@@ -359,10 +386,12 @@ cdef class Recorder:
         # What goes on first is read last: "in memory" may be too large by what moved, never below 0
         durable = load_relaxed_u64(&w.durable_packets)
         dropped = load_relaxed_u64(&w.dropped_packets)
+        expired = load_relaxed_u64(&w.expired_packets)
         return {
             **total, "taken": w.taken_packets, "durable": durable,
             "durable_bytes": w.durable_bytes, "dropped": dropped,
-            "in_memory": max(0, total["recorded"] - durable - dropped),
+            "in_memory": max(0, total["recorded"] - durable - dropped - expired),
+            "expired": expired, "kept": w.kept_packets, "next_seq": w.chain.seq,
             "entries": w.last - w.first, "durable_seq": w.durable_seq,
             "blocks": w.blocks, "blocks_peak": w.blocks_peak, "blocks_max": w.blocks_max,
             "blocks_stuck": w.stuck, "refused": w.refused,
@@ -404,6 +433,7 @@ cdef class Recorder:
         if self.w.device != NULL:
             device_close(self.w.device)
         free(self.w.held)
+        free(self.w.window)
         free(self.w.spare)
         free(self.w.tally)
         free(self.w.given.header)

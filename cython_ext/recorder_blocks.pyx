@@ -8,6 +8,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 from cython_ext.atomics cimport count_u64, load_acquire_u32, unlikely
 from cython_ext.recorder_types cimport oc_held, oc_recorder
+from cython_ext.recorder_window cimport window_expire, window_take
 from cython_ext.shm_ring cimport spsc_dequeue, spsc_enqueue
 from cython_ext.slab cimport slabs_alloc_one, slabs_free_one
 from cython_ext.spool cimport BLOCK_CLASS, oc_block
@@ -26,14 +27,18 @@ cdef uint32_t take_blocks(oc_recorder* w) noexcept nogil:
         while w.last - w.first + TAKE <= w.mask:
             n = spsc_dequeue(w.full[i], blocks, TAKE, 1)
             for k in range(n):
-                take_one(w, &blocks[k])
+                if w.window_ns:
+                    window_take(w, &blocks[k])
+                else:
+                    take_one(w, &blocks[k])
             taken += n
             if n < TAKE:
                 break
     return taken
 
 
-cdef inline void take_one(oc_recorder* w, const oc_block* b) noexcept nogil:
+cdef void take_one(oc_recorder* w, const oc_block* b) noexcept nogil:
+    """One more entry to be written."""
     cdef oc_held* e = &w.held[(w.last - 1) & w.mask]
     count_u64(&w.taken_packets, b.records)
     if b.data == NULL and w.last > w.next and e.b.data == NULL:
@@ -113,6 +118,8 @@ cdef void supply(oc_recorder* w, bint nowhere) noexcept nogil:
         while have < w.stock[i]:
             block = <uint64_t>get_block(w)
             if block == 0:
+                if window_expire(w):
+                    continue
                 if not nowhere or have * 4 >= w.stock[i] or w.first == w.last:
                     break
                 give_up_oldest(w)

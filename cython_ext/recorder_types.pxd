@@ -11,6 +11,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from cython_ext.log_device cimport DEPTH, oc_device, oc_request, oc_target
 from cython_ext.log_format cimport oc_log_chain, oc_log_segment, oc_log_state, oc_log_tally
+from cython_ext.pcap cimport bpf_insn
 from cython_ext.shm_ring cimport oc_spsc
 from cython_ext.slab_types cimport oc_cache
 from cython_ext.spool cimport oc_block, oc_spool
@@ -75,6 +76,20 @@ cdef struct oc_recorder:
     uint64_t first, next, last
     uint64_t written              # entries before: their writes have ended
     oc_held loss                  # given up, with no entry left to say so
+    # the window: blocks that are only kept in memory, oldest first (recorder_window.pyx)
+    uint64_t window_ns            # 0: none, everything is written
+    oc_block* window
+    uint64_t window_first, window_last
+    uint64_t expired_packets
+    # a request to write what is in it: Python sets `keep_asked`, the writer answers
+    uint32_t keep_asked, keep_done    # release/acquire
+    const bpf_insn* keep_filter   # NULL: everything
+    uint64_t keep_since_ns
+    uint64_t keep_at              # the entry that is looked at next
+    uint64_t keep_place           # ... and the record in it
+    bint keeping
+    oc_block keep_open            # what is being filled with copies
+    uint64_t kept_packets
     # blocks
     oc_cache* cache
     uint32_t blocks, blocks_max, blocks_peak, stuck

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from appliance.record.account import problem
+
 STATES = ("free", "cached", "fill", "rx", "leased", "tx", "completion")
 
 
@@ -24,20 +26,9 @@ def problems(stats: Mapping[str, Any]) -> list[str]:
     for port in stats["ports"]:
         found += _port(port)
     for consumer in stats.get("consumers", ()):
-        found += _record(consumer)
+        line = problem(consumer["record"], consumer["frames"]) if "record" in consumer else ""
+        found += [line] if line else []
     return found
-
-
-def _record(consumer: Mapping[str, Any]) -> list[str]:
-    """At the end nothing is in memory: what came is durable, or was dropped for a reason."""
-    record = consumer.get("record")
-    if record is None:
-        return []
-    dropped = sum(record["dropped"].values())
-    if record["packets"] == consumer["frames"] == record["durable"] + dropped:
-        return []
-    return [f"{consumer['name']}: {consumer['frames']} packets to record, {record['durable']} "
-            f"durable, {record['in_memory']} in memory, {dropped} dropped"]
 
 
 def _port(port: Mapping[str, Any]) -> list[str]:

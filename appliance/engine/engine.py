@@ -254,6 +254,14 @@ class Engine:
             self._publish_priorities()
             return self._running().listed()
 
+    def keep(self, consumer: str | None, last_s: float, match: str) -> dict[str, Any]:
+        """`openclaw log keep`. Not under the lock: the disk may take its time."""
+        with self._lock:
+            self._running()
+            recorders = self._recorders
+        assert recorders is not None
+        return recorders.keep(consumer, last_s, match)
+
     def _running(self) -> Rules:
         if self.state != "running" or self._rules is None:
             raise PortError(f"the appliance is {self.state}")

@@ -39,6 +39,18 @@ def check(config: Config) -> None:
                 f"{consumer.segment_mib} MiB")
 
 
+def keep_arguments(request: dict[str, Any]) -> tuple[str | None, float, str]:
+    """(consumer or None, seconds, expression) of a request that came from outside."""
+    consumer, last, match = (request.get(key) for key in ("consumer", "last_s", "match"))
+    if consumer is not None and not isinstance(consumer, str):
+        raise ConfigError(f"consumer: {consumer!r}: a name")
+    if isinstance(last, bool) or not isinstance(last, (int, float)):
+        raise ConfigError(f"last_s: {last!r}: a number of seconds")
+    if not isinstance(match or "", str):
+        raise ConfigError(f"match: {match!r}: a pcap filter expression")
+    return consumer, float(last), match or ""
+
+
 def settings_of(consumer: ConsumerConfig) -> Settings:
     names = ("segment_mib", "limit_mib", "max_age_s", "commit_ms", "commit_kib", "memory_mib",
              "snap_bytes", "flow_bytes", "window_s")

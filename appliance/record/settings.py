@@ -5,8 +5,11 @@ Owns two plain records; nothing here touches a device.
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
+
+from appliance.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,17 @@ class LogPort:
     name: str
     interface: str
     link_type: int = 1  # Ethernet
+
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def duration(text: str) -> float:
+    """Seconds of "30s", "500ms", "2m", "1h"."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h)", text.strip())
+    if match is None:
+        raise ConfigError(f"--last: {text!r}: a number with ms, s, m or h, such as 30s")
+    return float(match[1]) * _UNITS[match[2]]
 
 
 def clock_offset_ns() -> int:
