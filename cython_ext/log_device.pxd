@@ -39,7 +39,7 @@ cdef struct oc_target:        # where a segment lies
 
 cdef struct oc_request:
     uint32_t kind
-    bint done                 # collected, in any order; the writer takes them in order of submission
+    bint done                 # collected, in any order; the writer takes them in order
     oc_target target          # by value: the segment may be retired before this ends
     uint64_t offset           # within the segment
     uint64_t bytes

@@ -2,8 +2,9 @@
 """The device under the log: writes and flushes that are submitted and collected, never waited for.
 
 Owns the two engines (log_device.pxd has the table) and the threads of the second. A write that was
-cut short goes on by itself; what cannot be written ends with -errno. What is written where, and what
-an error means, is the recorder's. The class Device shows it to Python, for tests and for probing.
+cut short goes on by itself; what cannot be written ends with -errno. What is written where, and
+what an error means, is the recorder's. The class Device shows it to Python, for tests and for
+probing. A little longer than other rooms: two engines behind one set of verbs.
 """
 from libc.errno cimport EIO, ENOSYS, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t

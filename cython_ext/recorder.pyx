@@ -5,7 +5,8 @@ A round: collect what the device has ended, take blocks, submit writes and a flu
 empty blocks, sleep until something ends or 2 ms have gone by (longer when nothing comes). Owns the
 round and what Python sees of it; recorder_types.pxd has the picture, recorder_blocks.pyx and
 recorder_segments.pyx the two halves. Files, retries and recovery are appliance/record's: it gives
-segments and takes events. The worker and this thread never wait for each other.
+segments and takes events. The worker and this thread never wait for each other. A little longer
+than other rooms: the class has a verb for each thing that Python does with a recording.
 """
 cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
@@ -176,7 +177,8 @@ cdef class Recorder:
         self.w.window_ns = window_ms * 1000000
         self.w.spare = <uint8_t**>calloc(self.w.blocks_max + 4, sizeof(void*))
         self.w.tally = <oc_log_tally*>calloc(1, sizeof(oc_log_tally))
-        if (self.w.held == NULL or self.w.window == NULL or self.w.spare == NULL or self.w.tally == NULL
+        if (self.w.held == NULL or self.w.window == NULL or self.w.spare == NULL
+                or self.w.tally == NULL
                 or posix_memalign(<void**>&self.w.given.header, 4096, sizeof(oc_log_segment))):
             raise MemoryError("a recorder's tables")
         self.w.commit_ns = commit_ms * 1000000
@@ -307,8 +309,8 @@ cdef class Recorder:
 
     @property
     def primed(self):
-        """Every spool has had its first blocks."""
-        return self.w.rounds > 1
+        """Every spool has had its first blocks, and there is a segment to write to."""
+        return self.w.rounds > 1 and self.w.live.used
 
     def events(self):
         """[(what, place, index, errno, "write" | "sync", bytes flushed)] since the last call."""

@@ -1,8 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=True
 """A recorder's entries and blocks: taken from spools, held, released, or given up and counted.
 
-Owns the memory of one recorder within its limit: who gets empty blocks, when some go back to the mid
-tier, and which entries go first when no device takes them. See recorder_types.pxd for what an entry is.
+Owns the memory of one recorder within its limit: who gets empty blocks, when some go back to the
+mid tier, and which entries go first when no device takes them. recorder_types.pxd says what an
+entry is.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset

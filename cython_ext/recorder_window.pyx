@@ -3,8 +3,8 @@
 
 Owns the ring of blocks that are not (yet) to be written, and the copying of the packets that match
 into blocks that are. The originals stay until they are too old or their memory is needed, so two
-requests may overlap; a packet is written once. What leaves the window unasked is counted as expired:
-it was not lost, nobody wanted it. All of it runs in the writer's thread, a piece a round.
+requests may overlap; a packet is written once. What leaves the window unasked is counted as
+expired: it was not lost, nobody wanted it. All of it runs in the writer's thread, a piece a round.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset

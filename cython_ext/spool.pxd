@@ -16,7 +16,7 @@ from cython_ext.shm_ring cimport ShmRing, oc_spsc
 cdef enum:
     BLOCK_BYTES = 65536           # the mid tier's largest class
     BLOCK_CLASS = 10              # of slab_types.pxd: 64 B << 10
-    ROUSE_BLOCKS = 8              # so many waiting blocks are worth a system call to wake the writer
+    ROUSE_BLOCKS = 8              # so many waiting: worth a system call to wake the writer
     FLOW_WAYS = 4
 
 cdef struct oc_block:             # one element of the ring of full blocks

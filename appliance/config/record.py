@@ -1,4 +1,4 @@
-"""The keys that a [[consumer]] of kind record reads: what is kept, how much, and when it is durable.
+"""The keys that a [[consumer]] of kind record reads: what is kept, and when it is durable.
 
 Owns types, ranges and defaults, as models.py does for the others. They may stay in a table whose
 kind is changed for a try.

@@ -36,7 +36,8 @@ def run(
 ) -> dict[str, Any]:
     """Replays the captures one after the other, each `repeat` times, at `rate` packets a second.
 
-    `keep` is a directory that the recording is left in. The result has the contract's names; its "faults" are empty if everything holds. ConfigError for
+    `keep` is a directory that the recording is left in. The result has the contract's names; its
+    "faults" are empty if everything holds. ConfigError for
     a capture that is not Ethernet, before anything is set up. Nothing is left behind in any case.
     """
     for capture in captures:

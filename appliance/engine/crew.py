@@ -16,8 +16,8 @@ from appliance.engine.build import Group, Layout
 from appliance.errors import PortError
 from appliance.steering import Rule
 
-# Consumers that nobody waits for: their worker naps instead of looking again at once. A ring of 2,048
-# holds 4 ms of 500,000 packets/s, of which a nap is a tenth; naps half as long cost 40 ns a packet.
+# Consumers that nobody waits for: their worker naps instead of looking again at once. A ring of
+# 2,048 holds 4 ms of 500,000 packets/s, of which a nap is a tenth; half of it costs 40 ns a packet.
 STORING = {"record", "count", "drop"}
 NAP_US = 300
 STOP_S = 5.0  # a round takes microseconds; a thread that is not back by then has lost its core

@@ -13,7 +13,7 @@ import threading
 import time
 from typing import Any
 
-from appliance.attachment import Attachment, PortSpec, Umem
+from appliance.attachment import Attachment, Umem
 from appliance.config import Config, PortConfig
 from appliance.dataplane import Frames
 from appliance.engine import build, check, cpus, governor, places, statistics
@@ -95,7 +95,7 @@ class Engine:
             groups = [layout.group_of(port.name, at)[0] for at in queues]
             mode = places.mode(self.config, layout.groups[groups[0]], port.name, found)
             self._ports[port.name] = Attachment(
-                self._spec(port, mode),
+                places.spec(self.config, port, mode),
                 [Rule.of(entry) for entry in self.config.rules_of(port.name)],
                 no_socket=port.no_socket,
                 umems=[umems[place] for place in groups],
@@ -122,24 +122,6 @@ class Engine:
             for port in self.config.ports:
                 rules = [Rule.of(entry) for entry in self.config.rules_of(port.name)]
                 self._guard.set_rules(port.name, rules)
-
-    def _spec(self, port: PortConfig, mode: str) -> PortSpec:
-        memory = self.config.memory
-        return PortSpec(
-            interface=port.interface or port.name,
-            name=port.name,
-            netns=port.netns or None,
-            backend=port.backend,
-            queues=port.queues,
-            mode=mode,
-            attach=port.attach,
-            poll=port.poll,
-            jumbo=port.jumbo,
-            frames=memory.frames_per_queue,
-            frame_bytes=memory.frame_bytes,
-            hugepages=memory.hugepages,
-            numa=memory.numa,
-        )
 
     def _watch(self, port: PortConfig, info: InterfaceInfo | None) -> None:
         if info is not None:
@@ -284,7 +266,8 @@ class Engine:
         governed = self._guard.summary() if self._guard is not None else governor.summary({})
         memory = {**statistics.memory(self.config, memories, self.mid), "governor": governed,
                   "persistent": persistent}
-        reasons = [*memory["reasons"], *persistent["reasons"], *(self._crew.troubles() if self._crew else [])]
+        reasons = [*memory["reasons"], *persistent["reasons"]]
+        reasons += self._crew.troubles() if self._crew else []
         for entry in entries:
             reasons += entry["reasons"]
         state = governor.worst_of([governed["state"], "degraded" if reasons else "ok"])

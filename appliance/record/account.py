@@ -1,7 +1,8 @@
 """What a recording says of itself: its account and how it stands, in the words of the statistics.
 
-Pure. packets = durable + in memory + expired + dropped, by reason; `durable` counts what a flush has
-confirmed, `in_memory` what may still be lost with the process, `expired` what left a window unasked.
+Pure. packets = durable + in memory + expired + dropped, by reason; `durable` counts what a flush
+has confirmed, `in_memory` what may still be lost with the process, `expired` what left a window
+unasked.
 """
 
 from __future__ import annotations

@@ -94,9 +94,10 @@ class Recording:
         self._run("log helper", self._supply.run)
         for number in range(len(self._places)):
             self._run(f"log state {number}", self._publisher(number))
+        # The workers have blocks and the writer has a segment before the first packet, or a reason.
         until = time.monotonic() + MARGIN_S
-        while not self._recorder.primed and not self._failure and time.monotonic() < until:
-            time.sleep(0.001)  # the workers have blocks before their first packet
+        while not (self._recorder.primed or self.reasons()) and time.monotonic() < until:
+            time.sleep(0.001)
 
     def _medium(self, path: str) -> Directory | Device:
         segment, each = self.settings.segment_mib << 20, len(self.settings.directories)

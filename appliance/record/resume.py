@@ -50,6 +50,5 @@ def resume(paths: Sequence[str]) -> Resume:
     if not headers:
         return Resume(secrets.token_bytes(16), report=told)
     verdict = found.verdict
-    return Resume(
-        bytes.fromhex(headers[0]["uuid"].replace("-", "")), verdict.next_index, verdict.next_seq, verdict.chain, told
-    )
+    uuid = bytes.fromhex(headers[0]["uuid"].replace("-", ""))
+    return Resume(uuid, verdict.next_index, verdict.next_seq, verdict.chain, told)

@@ -1,4 +1,4 @@
-"""The supply of segments: which place is next, what became of each segment, when one is tried again.
+"""The supply of segments: which place is next, what became of each, when one is tried again.
 
 Owns the places of one recording while it runs, and the thread that carries segments and events
 between them and the compiled writer. One segment is always given ahead of need. A place that fails
