@@ -1,6 +1,6 @@
 # What a person types. Each target sets up what it needs (tools/setup installs only what is missing)
 # and does one thing. The product's own command is .venv/bin/openclaw.
-.PHONY: demo test build debug bench lint image vm-test clean help
+.PHONY: demo test build debug bench lint deb image boot vm-test vagrant-host clean help
 .DEFAULT_GOAL := help
 
 python := .venv/bin/python
@@ -14,7 +14,9 @@ help:
 	@echo "make debug     build with ledger assertions and sanitizers, in build/debug"
 	@echo "make bench     the benchmarks, against the peers that are installed"
 	@echo "make lint      ruff, mypy, cython-lint, clang-format, shellcheck, ansible-lint"
+	@echo "make deb       the package, for SUITE=bookworm or trixie"
 	@echo "make image     the bootable image          make vm-test   boot it, test inside"
+	@echo "make boot      boot it, open a shell       make vagrant-host   prepare for vagrant up"
 
 build:
 	@tools/setup build
@@ -45,9 +47,15 @@ lint:
 	@tools/setup
 	@tools/lint
 
-image vm-test:
-	@if [ -x images/$@ ]; then images/$@; else \
-	  echo "make $@: this checkout has no images/ yet; make demo and make test work without"; fi
+deb:
+	@tools/setup image
+	@$(sudo) images/deb/build $(SUITE)
+
+image vm-test boot:
+	@$(sudo) env FULL="$(FULL)" images/$@ $(ARGS)
+
+vagrant-host:
+	@$(sudo) images/vagrant-host
 
 clean:
 	rm -rf build .venv

@@ -12,7 +12,7 @@ from typing import Any
 
 from appliance.dataplane import Frames, LoopQueue, Queue, XskQueue
 from appliance.errors import ConfigError, HostError, PortError
-from appliance.net import InterfaceInfo, Settings, in_netns, inside, interface
+from appliance.net import InterfaceInfo, Pause, Settings, in_netns, inside, interface, pause_of
 from appliance.net.zerocopy import verdict
 from appliance.plan import ETHERNET_BYTES, QueuePlan, packet_bytes_max, size_queue
 from appliance.refusal import refused
@@ -47,6 +47,7 @@ class Attachment:
         self.settings: Settings | None = None
         self.attach_mode: str | None = None
         self.facts: InterfaceInfo | None = None
+        self._pause: Pause | None = None
         self._reasons: list[str] = []
         self._last: tuple[dict[str, Any], dict[str, Any]] | None = None
         try:
@@ -163,9 +164,10 @@ class Attachment:
                     self.name, number, self.spec.frames, self.spec.frame_bytes, hardware_ring, node
                 )
             )
-        if self.spec.poll != "irq":
+        if self.spec.poll != "irq" or self.spec.pause:
             self.settings = Settings(self.spec.interface, self.spec.netns)
-            self.settings.polling()
+            self.settings.of_port(self.spec.poll, self.spec.pause)
+        self._pause = pause_of(self.spec.interface, self.spec.netns)
         in_netns(self.spec.netns, self._open_sockets, mode, memory)
 
     def _open_sockets(self, mode: str, umems: Sequence[Umem]) -> None:
@@ -246,6 +248,8 @@ class Attachment:
             "queues": [plan.queue for plan in self.plans],
             "poll": self.spec.poll,
             "jumbo": self.spec.jumbo,
+            # Of the NIC: without it, withholding FILL drops. None: the driver has none.
+            "pause": None if self._pause is None else {"rx": self._pause.rx, "tx": self._pause.tx},
             "frame_bytes": self.spec.frame_bytes,
             "backing": first.backing,
             "numa_node": first.numa_node if first.numa_node >= 0 else None,

@@ -23,6 +23,7 @@ from cython_ext import (
 )
 from cython_ext.endpoint import Endpoint
 from cython_ext.frames import Frames
+from cython_ext.history import History
 from cython_ext.lending import Batch, Frame
 from cython_ext.loop import LoopQueue
 from cython_ext.log_device import Device as LogDevice
@@ -46,6 +47,7 @@ __all__ = [
     "Endpoint",
     "Frame",
     "Frames",
+    "History",
     "LogDevice",
     "LogRecorder",
     "LoopQueue",

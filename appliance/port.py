@@ -20,7 +20,7 @@ from appliance.attachment import Attachment, PortSpec
 from appliance.dataplane import Batch, Endpoint, Frame
 from appliance.errors import ConfigError, PortError
 from appliance.holding import CULPRIT, Holding
-from appliance.memory import report
+from appliance.memory import history, report
 from appliance.steering import Rule
 
 
@@ -37,6 +37,7 @@ def open_port(
     attach: str = "auto",
     poll: str = "irq",
     jumbo: bool = False,
+    pause: str = "",
     quota_frames: int = 1024,
     policy: str = "reliable",
     max_hold_ms: int | None = None,
@@ -58,6 +59,7 @@ def open_port(
     attach        "auto" (native, else generic), "native", "generic".
     poll          "irq", "defer" (interrupts deferred while we look) or "busy" (never sleeps).
     jumbo         packets that span several frames, up to 64 KiB (Linux 6.6 or later).
+    pause         "on" or "off": Ethernet pause, set while the port is open; "" leaves it as it is.
     quota_frames  how many frames the program may hold or view past their batch.
     policy        what happens to a hold beyond the quota: "reliable" copies the packet to the mid
                   tier (at most mid_cap_mib, taken when it is first needed), "lossy" ends the oldest
@@ -71,17 +73,9 @@ def open_port(
     Raises ConfigError (bad argument), HostError (the host lacks something), PortError (refused).
     """
     spec = PortSpec(
-        interface=interface,
-        netns=netns,
-        backend=backend,
-        queues=queues,
-        mode=mode,
-        attach=attach,
-        poll=poll,
-        jumbo=jumbo,
-        frames=frames,
-        frame_bytes=frame_bytes,
-        hugepages=hugepages,
+        interface=interface, netns=netns, backend=backend, queues=queues, mode=mode,
+        attach=attach, poll=poll, jumbo=jumbo, pause=pause, frames=frames,
+        frame_bytes=frame_bytes, hugepages=hugepages,
     )
     if rules is None and match is not None:
         rules = [Rule(match=match, action="consume")]
@@ -205,6 +199,24 @@ class Port:
             self._holding.tier,
             self._holding.events.listed(),
         )
+
+    def keep_history(self, on: bool) -> None:
+        """Notes the last 16 operations of each frame from now on: who, when, which. Or no more.
+
+        It is for finding who lost a frame: while it is on, each operation takes a lock.
+        """
+        for queue in self._attachment.queues:
+            queue.frames.keep_history(on)
+        if self._holding.tier is not None:
+            self._holding.tier.keep_history(on)
+
+    def history(self, frame: Frame | int, queue: int = 0) -> dict[str, Any]:
+        """What was done with a frame, or with the frame of that number (of the n-th queue)."""
+        number = frame if isinstance(frame, int) else frame.number
+        queues = self._attachment.queues
+        if not 0 <= queue < len(queues):
+            raise ConfigError(f"queue: {queue}: 0 to {len(queues) - 1}")
+        return history.of_frame(queues[queue].frames, number)
 
     # ---------------------------------------------------------------------------------- rules
 

@@ -30,6 +30,7 @@ class PortSpec:
     frame_bytes: int = 4096
     hugepages: str = "auto"
     numa: str | int = "auto"
+    pause: str = ""  # on, off; empty: as it is
 
     def __post_init__(self) -> None:
         if not isinstance(self.queues, str) and len(set(self.queues)) != max(len(self.queues), 1):
@@ -39,7 +40,8 @@ class PortSpec:
             ("mode", self.mode, ("auto", "copy", "zerocopy")),
             ("attach", self.attach, ("auto", "native", "generic")),
             ("poll", self.poll, ("irq", "defer", "busy")),
-            ("hugepages", self.hugepages, ("auto", "require", "off")),
+            ("pause", self.pause, ("", "on", "off")),
+            ("hugepages", self.hugepages, ("auto", "require", "off", "1G")),
             ("frame_bytes", self.frame_bytes, limits.FRAME_BYTES),
         ):
             if value not in allowed:

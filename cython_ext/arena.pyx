@@ -241,15 +241,18 @@ cdef class Arena:
             raise ValueError("an arena of 0 bytes")
         if hugepages not in ("auto", "require", "off", "1G"):
             raise ValueError(f"hugepages: {hugepages!r}: auto, require, off or 1G")
-        if hugepages == "1G" and self._map(nbytes, HUGE_1G, name, &nodes) == 0:
-            self.backing = "1G"
-            return
+        if hugepages == "1G":
+            if self._map(nbytes, HUGE_1G, name, &nodes) == 0:
+                self.backing = "1G"
+                return
+            self.reason = f"{(nbytes + HUGE_1G - 1) // HUGE_1G} hugepages of 1 GiB are not free"
         if hugepages != "off":
             if self._map(nbytes, HUGE_2M, name, &nodes) == 0:
                 self.backing = "2M"
                 return
             pages = (nbytes + HUGE_2M - 1) // HUGE_2M
-            self.reason = f"{pages} hugepages of 2 MiB are not free"
+            no_2m = f"{pages} hugepages of 2 MiB are not free"
+            self.reason = f"{self.reason}, nor {no_2m}" if self.reason else no_2m
             if hugepages == "require":
                 raise MemoryError(self.reason)
         error = self._map(nbytes, SMALL, name, &nodes)

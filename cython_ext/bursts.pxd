@@ -9,3 +9,4 @@ cdef uint32_t rings_tx_burst(oc_queue* q, const uint32_t* frame, const uint64_t*
                              const uint32_t* length, const uint32_t* options,
                              uint32_t n) noexcept nogil
 cdef uint32_t reap(oc_queue* q) noexcept nogil
+cdef void frames_home(oc_queue* q, const uint32_t* frames, uint32_t n) noexcept nogil

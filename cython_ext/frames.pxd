@@ -17,14 +17,9 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from cython_ext.atomics cimport (OC_CHECKS_ON, OC_LEDGER_ON, count_u64, load_relaxed_u64, likely,
                                  store_relaxed_u64, unlikely)
 from cython_ext.arena cimport Arena
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
-    int pthread_mutex_init(pthread_mutex_t* m, void* attributes)
-    int pthread_mutex_destroy(pthread_mutex_t* m)
-    int pthread_mutex_lock(pthread_mutex_t* m)
-    int pthread_mutex_unlock(pthread_mutex_t* m)
+from cython_ext.history cimport HOME, History, oc_history
+from cython_ext.mutex cimport (pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
+                               pthread_mutex_t, pthread_mutex_unlock)
 
 cdef enum:
     FREE = 0
@@ -38,6 +33,7 @@ cdef enum:
 
 cdef enum:
     OWNERS_MAX = 256          # consumers one UMEM can lend to; 0 is the engine itself
+    NO_QUEUE = 0xffff         # in the history: of the memory, not of a queue on it
 
 # One entry per frame, 16 bytes: four to a cache line, and one store for each transition.
 cdef struct oc_entry:
@@ -58,6 +54,7 @@ cdef struct oc_umem:
     uint32_t tx_free_n
     uint64_t violations       # a frame freed twice, or delivered while not posted: never silent
     pthread_mutex_t lock
+    oc_history* history       # of frames, while it is switched on; NULL: off
 
 
 cdef extern from *:
@@ -65,6 +62,11 @@ cdef extern from *:
     #define OC_GENERATION_MASK 0xffffffff00000000ULL
     """
     const uint64_t GENERATION_MASK "OC_GENERATION_MASK"
+
+
+# For the history, while it is on: an operation of each of n frames. Cold, and out of the way.
+cdef void frames_note(oc_umem* um, const uint32_t* frames, uint32_t n, uint32_t what,
+                      uint32_t queue) noexcept nogil
 
 
 cdef inline uint64_t word_of(uint32_t generation, uint32_t owner, uint32_t references,
@@ -119,6 +121,8 @@ cdef inline void frames_free(oc_umem* um, const uint32_t* frames, uint32_t n) no
     cdef uint32_t* tx = um.tx_free + um.tx_free_n
     cdef uint32_t i, frame, rx_frames = um.rx_frames
     cdef uint64_t word
+    if unlikely(um.history != NULL):
+        frames_note(um, frames, n, HOME, NO_QUEUE)
     for i in range(n):
         frame = frames[i]
         if OC_LEDGER_ON:
@@ -158,5 +162,6 @@ cdef inline bint frame_is(oc_umem* um, uint32_t frame, uint32_t generation) noex
 
 cdef class Frames:
     cdef oc_umem um
+    cdef History past
     cdef readonly Arena arena
     cdef readonly Arena ledger_arena

@@ -10,7 +10,22 @@ cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
+from cython_ext.atomics cimport store_release_u64
+from cython_ext.history cimport history_note
+
 STATE_NAMES = ("free", "cached", "fill", "rx", "leased", "tx", "completion")
+
+
+cdef void frames_note(oc_umem* um, const uint32_t* frames, uint32_t n, uint32_t what,
+                      uint32_t queue) noexcept nogil:
+    cdef oc_history* h = um.history
+    cdef uint32_t i
+    cdef uint64_t word
+    if h == NULL:
+        return
+    for i in range(n):
+        word = load_relaxed_u64(&um.ledger[frames[i]].word)
+        history_note(h, frames[i], word_generation(word), what, queue, word_owner(word) & 0xff)
 
 
 # Views reach their memory through these objects, so the cycle collector must never clear them while
@@ -125,6 +140,25 @@ cdef class Frames:
         return (wrong + abs(<int>states["fill"] - <int>in_fill)
                 + abs(<int>states["tx"] - <int>in_tx)
                 + states["rx"] + states["cached"] + states["completion"] + self.um.violations)
+
+    def keep_history(self, bint on):
+        """The last operations of each frame, from now on; or not any more."""
+        if self.past is None:
+            if not on:
+                return
+            self.past = History()
+        if on and self.um.history == NULL:
+            self.past.clear()
+        store_release_u64(<uint64_t*>&self.um.history, <uint64_t>&self.past.h if on else 0)
+
+    @property
+    def history(self):
+        """The History of the frames, by number; None if it was never switched on."""
+        return self.past
+
+    @property
+    def history_is_on(self):
+        return self.um.history != NULL
 
     def reclaim(self):
         """After the sockets are closed: what the kernel had in FILL and TX comes home."""

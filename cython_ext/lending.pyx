@@ -30,9 +30,10 @@ import time
 
 import numpy as np
 
-from cython_ext.frames cimport (frame_is, frame_release_leased, oc_umem, pthread_mutex_lock,
-                                load_relaxed_u64, pthread_mutex_unlock, store_relaxed_u64,
-                                word_references)
+from cython_ext.frames cimport (frame_is, frame_release_leased, frames_note, load_relaxed_u64,
+                                oc_umem, pthread_mutex_lock, pthread_mutex_unlock,
+                                store_relaxed_u64, word_references)
+from cython_ext.history cimport HELD, LET_GO
 from cython_ext.queue cimport (FRAGS_MAX, burst_alloc, burst_dispose, burst_free, oc_burst)
 
 # The exceptions of the package above us, put here by its facade (imports point downward only).
@@ -88,6 +89,7 @@ cdef class Lender:
         for i in range(frame.pieces):
             p = frame.piece(i)
             store_relaxed_u64(&um.ledger[p.frame].word, um.ledger[p.frame].word + (1 << 8))
+            frames_note(um, &p.frame, 1, HELD, frame.queue.q.queue_id)
         pthread_mutex_unlock(&um.lock)
         self.pinned += frame.pieces
         return 0
@@ -99,6 +101,7 @@ cdef class Lender:
         pthread_mutex_lock(&um.lock)
         for i in range(frame.pieces):
             p = frame.piece(i)
+            frames_note(um, &p.frame, 1, LET_GO, frame.queue.q.queue_id)
             frame_release_leased(um, p.frame, p.generation)
         pthread_mutex_unlock(&um.lock)
         self.pinned -= frame.pieces
@@ -395,6 +398,11 @@ cdef class Frame:
         """The pieces of the packet in order, each a zero-copy read-only memoryview."""
         self.check()
         return tuple(memoryview(Fragment(self, i)) for i in range(self.pieces))
+
+    @property
+    def number(self):
+        """Of the (first) frame in its memory: what the history and the ledger know it by."""
+        return self.piece(0).frame
 
     @property
     def held(self):

@@ -14,7 +14,7 @@ from libc.string cimport memcmp
 
 from cython_ext.log_format cimport (
     OC_LOG_FRAGMENTS, OC_LOG_PACKET, log_next, oc_log_record)
-from cython_ext.log_scan cimport SegmentMap, Walk, gap_of
+from cython_ext.log_scan cimport Walk, gap_of
 from cython_ext.parser cimport oc_packet, oc_parse
 from cython_ext.pcap cimport Filter
 
@@ -28,6 +28,9 @@ cdef class LogRecord:
     """One packet of a batch: its bytes by the buffer protocol, and what was noted beside them."""
     cdef LogBatch batch
     cdef Py_ssize_t place
+
+    def __init__(self):
+        raise TypeError("a record comes from a batch")
 
     @property
     def seq(self):
@@ -73,6 +76,9 @@ cdef class LogBatch:
     offsets into `data`, the map of the segment. `gaps` are losses that the recorder noted among
     these records. batch[i] is a LogRecord; memoryview(batch[i]) its bytes, read-only, no copy.
     """
+    def __init__(self):
+        raise TypeError("a batch comes from a log")
+
     @staticmethod
     def empty():
         """A batch of nothing."""

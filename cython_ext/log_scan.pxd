@@ -14,6 +14,7 @@ cdef class SegmentMap:
     cdef oc_log_segment head
     cdef readonly bint valid             # the header holds
     cdef touch(self, uint64_t end)
+    cdef touch_from(self, uint64_t start, uint64_t end)
 
 
 cdef class Walk:

@@ -57,7 +57,8 @@ STOPS = {
 }
 ENTRY = np.dtype([("seq", "u8"), ("offset", "u8"), ("high_ns", "u8"), ("low_ns", "u8"),
                   ("chain", "u4"), ("spare", "u4")])
-AT_LIMIT, SEALED, NO_WRITE = OC_LOG_AT_LIMIT, OC_LOG_SEALED, OC_LOG_NO_WRITE
+GOES_ON, AT_LIMIT, SEALED, NO_WRITE = (
+    OC_LOG_GOES_ON, OC_LOG_AT_LIMIT, OC_LOG_SEALED, OC_LOG_NO_WRITE)
 
 
 cdef text(const char *place, size_t room):
@@ -99,15 +100,17 @@ cdef class SegmentMap:
 
     cdef touch(self, uint64_t end):
         """Makes the pages up to `end` ready, or raises OSError."""
-        cdef uint64_t start = self.touched & ~(<uint64_t>OC_LOG_PAGE - 1)
+        if end > self.touched:
+            self.touch_from(self.touched, end)
+            self.touched = end
+
+    cdef touch_from(self, uint64_t start, uint64_t end):
         cdef int rc
-        if end <= self.touched:
-            return
+        start &= ~(<uint64_t>OC_LOG_PAGE - 1)
         with nogil:
             rc = madvise(self.base + start, end - start, POPULATE_READ)
         if rc and c_errno != errno.EINVAL:       # EINVAL: a kernel that does not know it
             raise OSError(errno.EIO, "cannot be read", self.name)
-        self.touched = end
 
     def length(self):
         """Bytes of the segment that exist now."""
@@ -121,7 +124,7 @@ cdef class SegmentMap:
     @property
     def blank(self):
         """Whether the first page was all zeros."""
-        return not self.valid and (<bytes>(<char *>&self.head)[:OC_LOG_PAGE]).count(0) == OC_LOG_PAGE
+        return not any((<bytes>(<char *>&self.head)[:OC_LOG_PAGE]))
 
     @property
     def header(self):
@@ -149,12 +152,13 @@ cdef class SegmentMap:
         cdef uint64_t start
         if not self.valid or length < 2 * OC_LOG_PAGE or length > self.size:
             return None
-        self.touch(length)
+        self.touch_from(length - sizeof(last), length)   # the rest may be a disk's worth
         memcpy(&last, self.base + length - sizeof(last), sizeof(last))
         if not log_is_trailer(&last, self.head.epoch):
             return None
         if last.seal > length - OC_LOG_RECORD_BYTES - sizeof(sums):
             return None
+        self.touch_from(last.seal, length)
         memcpy(&r, self.base + last.seal, sizeof(r))
         start = last.seal + OC_LOG_RECORD_BYTES
         if r.kind != OC_LOG_SEAL or log_after(last.seal, r.captured) != length:
@@ -189,7 +193,8 @@ cdef gap_of(const uint8_t *payload, const oc_log_record *r):
 cdef class Walk:
     """One pass through a segment, from its first write or from an index entry.
 
-    `limit` bytes of it exist; it may be raised. OSError when the medium cannot be read.
+    `limit` bytes of it exist; it may be raised. OSError when the medium cannot be read. An entry
+    that leads nowhere is ignored: where it does lead, the chain proves it.
     """
 
     def __cinit__(self, SegmentMap segment not None, uint64_t limit, *, entry=None):
@@ -198,7 +203,7 @@ cdef class Walk:
         self.segment = segment
         log_walk_begin(&self.walk, segment.base, min(limit, segment.size), &segment.head)
         self.walk.ready = OC_LOG_PAGE
-        if entry is not None:
+        if entry is not None and entry[1] % OC_LOG_PAGE == 0 and entry[1] < self.walk.limit:
             self.walk.offset = self.walk.write_end = entry[1]
             self.walk.seq, self.walk.crc = entry[0], entry[4]
             self.walk.number = ~<uint64_t>0
@@ -216,8 +221,9 @@ cdef class Walk:
     def raise_limit(self, uint64_t limit):
         self.walk.limit = max(self.walk.limit, min(limit, self.segment.size))
 
-    def run(self, uint64_t records=0xffffffffffffffff):
-        """Walks up to `records` more; returns the gaps among them. The GIL is released."""
+    def run(self, uint64_t records=0xffffffffffffffff, *, Py_ssize_t gaps_max=0):
+        """Walks up to `records` more; returns the first `gaps_max` gaps among them. The GIL is
+        released."""
         cdef oc_log_record r
         cdef uint64_t at = 0, count = 0
         cdef bint more = True
@@ -231,7 +237,7 @@ cdef class Walk:
                         break
             if not more:
                 more = self.get_ready()
-            elif r.kind == OC_LOG_GAP:
+            elif r.kind == OC_LOG_GAP and len(gaps) < gaps_max:
                 gaps.append(gap_of(self.walk.base + at, &r))
         return gaps
 

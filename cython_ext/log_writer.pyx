@@ -4,10 +4,11 @@ Owns the order of the steps (header, write, flush, publish, seal, next segment) 
 form: buffered files in one directory, no thread. The recorder of a running appliance has its own
 (threads, O_DIRECT, several devices) over the same encoding, include/oc_log_write.h.
 
-How it fails: OSError from the file system, and ValueError for a packet that no write can hold.
-After an OSError the writer is closed; what it published as durable is on disk.
+How it fails: BlockingIOError when somebody else writes there, OSError from the file system, and
+ValueError for a packet that no write can hold. What it published as durable is on disk.
 """
 
+import fcntl
 import mmap
 import os
 import secrets
@@ -104,15 +105,15 @@ cdef bint put_name(char *place, size_t room, text):
 cdef class LogWriter:
     """Appends to a new or continued log in `directory`.
 
-    ports: (id, name, interface, link_type, snap_bytes) for each. `index`, `seq` and `chain` continue
-    a log where verify says that it ends; `epoch` (tests) makes epochs foreseeable.
+    ports: (id, name, interface, link_type, snap_bytes) for each. `index`, `seq`, `chain` and
+    `fresh` continue a log where recover_to_record says; `epoch` (tests) makes epochs foreseeable.
     """
     cdef oc_log_chain chain
     cdef oc_log_tally *tally
     cdef oc_log_segment header
     cdef oc_log_state state
     cdef uint8_t[::1] block, page
-    cdef object _memory, _seal, _state_map
+    cdef object _memory, _seal, _state_map, _lock
     cdef readonly object directory
     cdef uint64_t used, segment_bytes, block_bytes
     cdef uint32_t records
@@ -167,11 +168,10 @@ cdef class LogWriter:
     def _open_state(self):
         fd = os.open(os.path.join(self.directory, STATE_NAME),
                      os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            os.ftruncate(fd, OC_LOG_PAGE)
-            self._state_map = mmap.mmap(fd, OC_LOG_PAGE)
-        finally:
-            os.close(fd)
+        self._lock = os.fdopen(fd, "rb")      # the recorder's lock, held until the log is closed
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(fd, OC_LOG_PAGE)
+        self._state_map = mmap.mmap(fd, OC_LOG_PAGE)
         self.page = self._state_map
         memset(&self.page[0], 0, OC_LOG_PAGE)
         self.state.writer_pid = os.getpid()
@@ -331,6 +331,8 @@ cdef class LogWriter:
             if self.fd >= 0:
                 os.close(self.fd)
             self.fd = -1
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            self._lock.close()
 
     def __enter__(self):
         return self

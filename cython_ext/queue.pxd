@@ -36,6 +36,7 @@ cdef struct oc_burst:
     uint32_t* rule_id         # by packet
     uint32_t* flags           # by packet, OC_META_*
     uint32_t* first           # by packet: its first row in the columns below
+    uint32_t plain            # rows of `first` that hold their own number: nobody writes them again
     uint64_t* addr            # by fragment: offset of its first byte in the UMEM
     uint32_t* bytes           # by fragment
     uint32_t* frame           # by fragment: frame number

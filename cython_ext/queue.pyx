@@ -10,8 +10,9 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from cython_ext.atomics cimport load_acquire_u32
-from cython_ext.frames cimport frame_release_leased, oc_umem
+from cython_ext.atomics cimport load_acquire_u32, unlikely
+from cython_ext.frames cimport NO_QUEUE, frame_release_leased, frames_note, oc_umem
+from cython_ext.history cimport LET_GO
 from cython_ext.rings cimport oc_desc, ring_addr, ring_desc, ring_free, ring_publish
 
 
@@ -54,6 +55,8 @@ cdef void burst_dispose(oc_burst* b) noexcept nogil:
 cdef uint32_t burst_free(oc_umem* um, const oc_burst* b) noexcept nogil:
     """Gives back every frame that the burst still holds; returns how many came home now."""
     cdef uint32_t i, before = um.rx_free_n
+    if unlikely(um.history != NULL):
+        frames_note(um, b.frame, b.frags, LET_GO, NO_QUEUE)
     for i in range(b.frags):
         frame_release_leased(um, b.frame[i], b.generation[i])
     return um.rx_free_n - before

@@ -36,7 +36,7 @@ cdef inline uint32_t slabs_free_class(oc_cache* cache, uint32_t cls, void* const
     cdef oc_class* c = &cache.tier.classes[cls]
     cdef uint32_t done, slots
     if unlikely(m.n + n > c.cache_most):
-        if n > c.batch:
+        if n > c.batch or c.cache_most == 0:    # 0: with a history (slab_types.pxd)
             return slabs_free_slowly(cache, objects, n)
         slabs_flush(cache, cls)
     done = ledger_give(&c.ledger, objects, &m.objects[m.n], n,

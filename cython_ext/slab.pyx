@@ -5,13 +5,14 @@ Refilling and flushing move whole batches between a cache and the depot under th
 object that is not live is never put anywhere: it is counted, its address is kept, and the call goes
 on with the others. Growth and give-back are slab_arenas.pyx; Python objects are slab_object.pyx.
 """
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 from cython_ext.atomics cimport OC_CHECKS_ON, load_relaxed_u32
 from cython_ext.frames cimport pthread_mutex_lock, pthread_mutex_unlock
+from cython_ext.history cimport GIVEN, REFUSED, TAKEN, history_name, history_note, oc_history
 from cython_ext.slab_arenas cimport depot_give, depot_take, slabs_grow, slabs_trim
-from cython_ext.slab_types cimport (FOREIGN, NOT_LIVE, TAKEN_TWICE, WRITTEN_FREE, atomic_add,
-                                    give_one, object_number, oc_ledger, violation)
+from cython_ext.slab_types cimport (FOREIGN, NOT_LIVE, SHIFT_MIN, TAKEN_TWICE, WRITTEN_FREE,
+                                    atomic_add, give_one, object_number, oc_ledger, violation)
 
 cdef enum:
     POISON = 0x6b             # as slab_arenas.pyx fills new arenas
@@ -30,7 +31,8 @@ cdef int slabs_refill(oc_cache* cache, uint32_t cls, uint32_t n) noexcept nogil:
     m.runs = 0
     while m.n < n:
         # Whole batches, always: two threads with half of one each write the same ledger lines.
-        want = n - m.n if n > m.n + c.batch else c.batch
+        # With a history just what was asked for, so that what is here now is what is taken.
+        want = n - m.n if n > m.n + c.batch or t.history != NULL else c.batch
         pthread_mutex_lock(&c.lock)
         m.n += depot_take(c, &m.objects[m.n], want)
         pthread_mutex_unlock(&c.lock)
@@ -43,7 +45,25 @@ cdef int slabs_refill(oc_cache* cache, uint32_t cls, uint32_t n) noexcept nogil:
                 continue
             atomic_add(&t.refusals, 1)
             return -1
+    if t.history != NULL:
+        _note(t, &m.objects[m.n - n], n, TAKEN, cache.owner)
     return 0
+
+
+cdef void _note(oc_slabs* t, void* const* objects, uint32_t n, uint8_t what,
+                const char* who) noexcept nogil:
+    """For the history, while it is on."""
+    cdef oc_history* h = t.history
+    cdef uint32_t i, generation
+    cdef uint16_t name
+    if h == NULL:
+        return
+    name = history_name(h, who)
+    for i in range(n):
+        generation = 0
+        slabs_is_live(t, objects[i], &generation)
+        history_note(h, (<uint64_t>objects[i] - <uint64_t>t.base) >> SHIFT_MIN, generation, what,
+                     name, 0)
 
 
 cdef void slabs_flush(oc_cache* cache, uint32_t cls) noexcept nogil:
@@ -134,10 +154,15 @@ cdef uint32_t slabs_free_slowly(oc_cache* cache, void* const* objects,
     cdef oc_magazine* m
     for i in range(n):
         cls = class_of(cache.tier, objects[i])
-        if not _give(cache.tier, cls, objects[i]):
+        if not _give(cache.tier, cls, objects[i], cache.owner):
             wrong += 1
             continue
         c = &cache.tier.classes[cls]
+        if cache.tier.history != NULL:
+            pthread_mutex_lock(&c.lock)
+            depot_give(cache.tier, c, &objects[i], 1)
+            pthread_mutex_unlock(&c.lock)
+            continue
         m = &cache.magazines[cls]
         if m.n >= 2 * c.batch:
             slabs_flush(cache, cls)
@@ -147,21 +172,23 @@ cdef uint32_t slabs_free_slowly(oc_cache* cache, void* const* objects,
     return wrong
 
 
-cdef bint _give(oc_slabs* t, uint32_t cls, void* one) noexcept nogil:
+cdef bint _give(oc_slabs* t, uint32_t cls, void* one, const char* who) noexcept nogil:
     """Live to free in the ledger; False, and a violation, if it is not live."""
     cdef oc_class* c
     if cls >= CLASSES:
         violation(t, FOREIGN, one)
         return False
     c = &t.classes[cls]
-    if (object_number(&c.ledger, one) >> c.arena_objects_shift) >= load_relaxed_u32(&c.top):
+    if (object_number(&c.exact, one) >> c.arena_objects_shift) >= load_relaxed_u32(&c.top):
         violation(t, FOREIGN, one)
         return False
-    if OC_CHECKS_ON and c.ledger.state[object_number(&c.ledger, one)] & 1:
+    if OC_CHECKS_ON and c.exact.state[object_number(&c.exact, one)] & 1:
         memset(one, POISON, <size_t>1 << c.shift)
-    if not give_one(&c.ledger, one):
+    if not give_one(&c.exact, one):
+        _note(t, &one, 1, REFUSED, who)
         violation(t, NOT_LIVE, one)
         return False
+    _note(t, &one, 1, GIVEN, who)
     return True
 
 
@@ -176,7 +203,7 @@ cdef bint slabs_free_directly(oc_slabs* t, void* one, uint32_t generation) noexc
     pthread_mutex_lock(&c.lock)
     if not slabs_is_live(t, one, &now) or now != generation:
         violation(t, NOT_LIVE, one)
-    elif _give(t, cls, one):
+    elif _give(t, cls, one, b"(no cache)"):
         depot_give(t, c, &one, 1)
         ok = True
     pthread_mutex_unlock(&c.lock)
@@ -189,7 +216,7 @@ cdef bint slabs_is_live(oc_slabs* t, const void* one, uint32_t* generation) noex
     cdef oc_ledger* ledger
     if cls >= CLASSES:
         return False
-    ledger = &t.classes[cls].ledger
+    ledger = &t.classes[cls].exact
     number = object_number(ledger, one)
     if number >= ledger.objects_max:
         return False

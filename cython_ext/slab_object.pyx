@@ -247,7 +247,7 @@ def alloc_bulk(Slabs slabs not None, uint32_t nbytes, uint32_t n, list account):
             one.nbytes = nbytes
             one.class_bytes = 64 << cls
             one.p = got[i]
-            one.generation = <uint32_t>name_one(&slabs.t.classes[cls].ledger, got[i])
+            one.generation = <uint32_t>name_one(&slabs.t.classes[cls].exact, got[i])
             one.account = account
             account[cls] += nbytes
             out.append(one)

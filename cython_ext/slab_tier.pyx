@@ -10,10 +10,12 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy
 from posix.unistd cimport close
-from cython_ext.atomics cimport load_relaxed_u32
+from cython_ext.atomics cimport (load_relaxed_u32, store_relaxed_u32, store_relaxed_u64,
+                                 store_release_u64)
 from cython_ext.arena cimport fault, memory_file, nodes_of, reserve_addresses
 from cython_ext.frames cimport (pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
                                 pthread_mutex_unlock)
+from cython_ext.history cimport History
 from cython_ext.slab cimport cache_close, cache_drain, cache_open, slabs_alloc, slabs_free
 from cython_ext.slab_arenas cimport slabs_trim
 from cython_ext.slab_types cimport (ARENA_SHIFT, BATCH_MAX, CLASSES, EVENTS, OPEN,
@@ -136,6 +138,7 @@ cdef class Slabs:
             ledger_open(&c.ledger, c.base, <uint8_t*>self.t.header + self.t.header.states_at[i],
                         <uint16_t*>(<uint8_t*>self.t.header + self.t.header.generations_at[i]),
                         <uint64_t>1 << (self.t.region_shift - c.shift), c.shift)
+            c.exact = c.ledger
             c.arena_objects_shift = ARENA_SHIFT - c.shift
             batch = BATCH_BYTES >> c.shift
             c.batch = BATCH_MAX if batch > BATCH_MAX else batch
@@ -179,6 +182,46 @@ cdef class Slabs:
         with nogil:
             given = slabs_trim(&self.t, all)
         return given
+
+    def keep_history(self, bint on):
+        """The last operations of each object, from now on; or not any more. See slab_types.pxd.
+
+        What lies in magazines when it is switched on is first seen when it is given back.
+        """
+        cdef uint32_t i
+        cdef oc_class* c
+        if self.past is None:
+            if not on:
+                return
+            self.past = History()
+        if on and self.t.history == NULL:
+            self.past.clear()
+        # Each word is whole, and either way of each call is right, whatever another thread sees.
+        store_release_u64(<uint64_t*>&self.t.history, <uint64_t>&self.past.h if on else 0)
+        for i in range(CLASSES):
+            c = &self.t.classes[i]
+            store_relaxed_u32(&c.cache_most, 0 if on else 2 * c.batch)
+            store_relaxed_u64(&c.ledger.objects_max, 0 if on else c.exact.objects_max)
+
+    @property
+    def history(self):
+        """The History of the objects, by place; None if it was never switched on."""
+        return self.past
+
+    @property
+    def history_is_on(self):
+        return self.t.history != NULL
+
+    def place_of(self, uint64_t name):
+        """The number in the history of the object with this address or handle; -1: no object."""
+        cdef uint64_t base = <uint64_t>self.t.base, offset = name - base
+        cdef uint32_t cls
+        if offset >= self.t.bytes:
+            offset = (name & ((<uint64_t>1 << 38) - 1)) << SHIFT_MIN     # a handle: slab_object.pyx
+        if offset >= self.t.bytes:
+            return -1
+        cls = offset >> self.t.region_shift
+        return (offset >> (SHIFT_MIN + cls) << (SHIFT_MIN + cls)) >> SHIFT_MIN
 
     def read_only_fds(self):
         """{"2M", "4k", "ledger"}: descriptors for reading and mapping only; the caller closes."""

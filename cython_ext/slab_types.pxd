@@ -21,7 +21,8 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from cython_ext.atomics cimport store_relaxed_u64
 from cython_ext.arena cimport oc_nodes
-from cython_ext.frames cimport pthread_mutex_t
+from cython_ext.history cimport oc_history
+from cython_ext.mutex cimport pthread_mutex_t
 
 cdef enum:
     CLASSES = 11                  # 64 B to 64 KiB
@@ -72,8 +73,13 @@ cdef extern from "oc_slab_ledger.h" nogil:
     enum:
         ALL_RUNS "OC_ALL_RUNS"
 
+# With a history, the fast doors are closed: `ledger.objects_max` and `cache_most` become 0, so that
+# the hot halves find every object out of range and every magazine full, and leave it to the cold
+# halves, which take batches of just what is asked for and give straight to the depot. They go by
+# `exact`, and note each object. So a tier without a history pays nothing for it, not even a look.
 cdef struct oc_class:
-    oc_ledger ledger
+    oc_ledger ledger              # what the hot halves see
+    oc_ledger exact               # the same, always with the region's true size
     uint8_t* base                 # the region
     uint32_t shift
     uint32_t arena_objects_shift  # objects of one arena, as a power of two
@@ -136,6 +142,7 @@ cdef struct oc_slabs:
     uint64_t violation_address    # the last one
     uint64_t events_n
     oc_event[EVENTS] events
+    oc_history* history           # of objects, by their place in 64 B; NULL: off
     pthread_mutex_t lock          # arenas_open, events; taken inside a class's lock, never around
 
 cdef struct oc_magazine:

@@ -21,7 +21,7 @@ import numpy as np
 from cython_ext.atomics cimport (count_u64, likely, load_acquire_u32,
                                  store_release_u32, store_release_u64, unlikely)
 from cython_ext.frames cimport frame_free, frames_free, oc_umem
-from cython_ext.bursts cimport reap
+from cython_ext.bursts cimport frames_home, reap
 from cython_ext.histogram cimport record_latency
 from cython_ext.poll cimport POLLIN, poll, pollfd
 from cython_ext.queue cimport (BURST, FRAGS_MAX, Queue, burst_alloc, burst_dispose, now_ns,
@@ -134,7 +134,7 @@ cdef void deliver_run(oc_worker* w, oc_lane* lane, const oc_burst* b, const oc_r
                 to = &w.lanes[c.target]
                 sender = route.consumer[k]
     if to == NULL:
-        frames_free(um, b.frame + b.first[start], frags_end - b.first[start])
+        frames_home(lane.q, b.frame + b.first[start], frags_end - b.first[start])
         return
     for i in range(start, end):
         first = b.first[i]

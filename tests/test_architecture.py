@@ -16,7 +16,7 @@ PACKAGE = ROOT / "appliance"
 
 # Lower number: nearer to the ground. A unit is a package or module directly under appliance/.
 LAYERS = {
-    "errors": 0, "limits": 0,
+    "errors": 0, "limits": 0, "image": 0,
     "config": 1,
     "plan": 2, "dataplane": 2,
     "capture": 3, "net": 3, "pacing": 3, "spec": 3,
@@ -25,7 +25,8 @@ LAYERS = {
     "port": 6, "consumer": 6,
     "engine": 7, "replay": 7,
     "demo": 8, "bench": 8, "doctor": 8,
-    "cli": 9,
+    "update": 9,
+    "cli": 10,
 }
 
 # Library -> the only places (files or folders under the root) that may import it

@@ -60,7 +60,7 @@ def recover_(out: output.Output, directory: tuple[str, ...]) -> None:
 
     A recorder does the same when it starts. Doing it twice changes nothing.
     """
-    with _progress(out, _log(directory), "recover") as (store, progress):
+    with _progress(out, _log(directory), "recover") as (store, progress), store.alone():
         told = recover(store, progress)
     out.result(told, _render_report)
     if told["state"] == "damaged":

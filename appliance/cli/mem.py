@@ -40,6 +40,20 @@ def explain(out: output.Output, socket: str) -> None:
     out.result(client.ask(socket, "mem.explain"), memory_page.render)
 
 
+@command.command()
+@click.argument("action", type=click.Choice(["on", "off", "show"]))
+@click.argument("what", metavar="[OBJECT]", default="")
+@click.option("--socket", default=client.SOCKET, show_default=True, help="The control socket.")
+@output.json_option
+def history(out: output.Output, action: str, what: str, socket: str) -> None:
+    """The last 16 operations of OBJECT: a frame (in0/0:123), or a slab's address or handle.
+
+    Kept from `on` to `off`; it costs a lock for each operation, so switch it off again.
+    """
+    found = client.ask(socket, "mem.history", action=action, object=what)
+    out.result(found, memory_page.history)
+
+
 def _render(made: dict[str, Any]) -> Any:
     frames, arenas = made["frames"], made["arenas"]
     sizes = ("frames", "rx_frames", "tx_frames", "spare_frames", "rx_ring", "tx_ring", "fill_ring",

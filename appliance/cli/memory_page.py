@@ -6,6 +6,7 @@ Owns words and columns. What is not there (no mid tier yet, no events) has no ta
 from __future__ import annotations
 
 import datetime
+from collections import Counter
 from typing import Any
 
 from rich.console import Group
@@ -14,13 +15,14 @@ from appliance.cli import output
 
 STATES = ("total", "free", "cached", "fill", "rx", "leased", "tx", "completion", "leaked")
 EVENTS_SHOWN = 20
+HISTORY_SHOWN = 8  # of growth and give-back; the JSON has all that is remembered
 
 
 def render(page: dict[str, Any]) -> Any:
     """All tables, then the state with its reasons."""
     parts = [_arenas(page), _consumers(page)]
     if page["mid"] is not None:
-        parts.append(_mid(page["mid"]))
+        parts += _mid(page["mid"])
     if page["governor"] is not None:
         parts.append(_governor(page["governor"]))
     if page["events"]:
@@ -37,6 +39,19 @@ def events(listed: list[dict[str, Any]]) -> Any:
         for event in listed[-EVENTS_SHOWN:]
     ]
     return output.table("events", ["time", "culprit", "action", "amount", "age ms", "why"], rows)
+
+
+def history(found: dict[str, Any]) -> Any:
+    """What was done with one object, the last last; or whether it is noted at all."""
+    if "operations" not in found:
+        return f"history is {'on' if found['on'] else 'off'}"
+    rows = [
+        [datetime.datetime.fromtimestamp(one["time"]).strftime("%H:%M:%S.%f"), one["what"],
+         one["who"], one["generation"]]
+        for one in found["operations"]
+    ]
+    title = f"{found['object']} ({found['earlier']} operations before these)"
+    return output.table(title, ["time", "operation", "who", "generation"], rows)
 
 
 def _arenas(page: dict[str, Any]) -> Any:
@@ -60,15 +75,36 @@ def _consumers(page: dict[str, Any]) -> Any:
                                       "copies", "dropped"], rows)
 
 
-def _mid(mid: dict[str, Any]) -> Any:
+def _mid(mid: dict[str, Any]) -> list[Any]:
+    """Classes; where the arenas are; who keeps how much; how it grew and shrank, the last last."""
     rows = [
         [one["bytes"], one["arenas"], one["total"], one["used"], one["cached"],
          one["wasted_bytes"], f"{one['fragmentation']:.1%}"]
         for one in mid["classes"]
     ]
     title = f"mid tier: {mid['mapped_mib']} of {mid['cap_mib']} MiB, {mid['backing'] or 'unused'}"
-    return output.table(title, ["slab", "arenas", "total", "used", "cached", "wasted", "scattered"],
-                        rows)
+    heads = ["slab", "arenas", "total", "used", "cached", "wasted", "scattered"]
+    parts = [output.table(title, heads, rows)]
+    places = Counter((one["backing"], one["node"]) for one in mid["arenas"])
+    if places:
+        rows = [[pages, "any" if node < 0 else node, 2 * count]
+                for (pages, node), count in sorted(places.items())]
+        parts.append(output.table("mid tier: arenas", ["pages", "node", "MiB"], rows))
+    kept = [
+        [one["owner"], ", ".join(f"{count} x {size} B" for size, count in one["objects"].items())]
+        for one in mid["magazines"] if one["objects"]
+    ]
+    if kept:
+        parts.append(output.table("mid tier: magazines", ["owner", "objects"], kept))
+    rows = [
+        [datetime.datetime.fromtimestamp(one["time_ns"] / 1e9).strftime("%H:%M:%S.%f")[:-3],
+         one["what"], one["class_bytes"], one["backing"], one["arenas"]]
+        for one in mid["history"][-HISTORY_SHOWN:]
+    ]
+    if rows:
+        heads = ["time", "arena", "slab", "pages", "arenas then"]
+        parts.append(output.table("mid tier: growth", heads, rows))
+    return parts
 
 
 def _governor(governor: dict[str, Any]) -> Any:

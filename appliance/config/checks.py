@@ -59,7 +59,7 @@ def _port(path: str, port: PortConfig) -> None:
     if port.backend == "loop" and port.netns:
         raise field_error(f"{path}.netns", port.netns, "not with backend loop")
     if port.backend != "afxdp":
-        for key, default in (("mode", "auto"), ("attach", "auto"), ("poll", "irq")):
+        for key, default in (("mode", "auto"), ("attach", "auto"), ("poll", "irq"), ("pause", "")):
             if getattr(port, key) != default:
                 raise field_error(f"{path}.{key}", getattr(port, key), "only with backend afxdp")
     if port.mode == "zerocopy" and port.attach == "generic":

@@ -105,9 +105,12 @@ NamespaceName = Annotated[
 ]
 
 
+NodeNumber = Annotated[int, Field(ge=0, lt=limits.NUMA_NODES_MAX)]
+
+
 class MemoryConfig(Model):
     hugepages: Annotated[
-        Literal["auto", "require", "off"], _one_of("auto", "require", "off")
+        Literal["auto", "require", "off", "1G"], _one_of("auto", "require", "off", "1G")
     ] = "auto"
     frame_bytes: Annotated[Literal[2048, 4096], Allowed("2048 or 4096")] = 4096
     frames_per_queue: Annotated[
@@ -122,8 +125,14 @@ class MemoryConfig(Model):
         Allowed(f"0 (none) or 2..{limits.MID_CAP_MIB_MAX}"),
     ] = 256
     numa: Annotated[
-        Literal["auto"] | Annotated[int, Field(ge=0, lt=limits.NUMA_NODES_MAX)],
+        Literal["auto"] | NodeNumber,
         Allowed(f'"auto" or a node number 0..{limits.NUMA_NODES_MAX - 1}'),
+    ] = "auto"
+    mid_numa: Annotated[
+        Literal["auto"]
+        | NodeNumber
+        | Annotated[list[NodeNumber], AfterValidator(_queue_list)],
+        Allowed(f'"auto" (as numa), a node 0..{limits.NUMA_NODES_MAX - 1}, or a list of nodes'),
     ] = "auto"
     report: Annotated[
         str,
@@ -159,6 +168,9 @@ class PortConfig(Model):
     ] = "auto"
     poll: Annotated[Literal["irq", "defer", "busy"], _one_of("irq", "defer", "busy")] = "irq"
     jumbo: Annotated[bool, Allowed("true or false")] = False
+    pause: Annotated[
+        Literal["", "on", "off"], Allowed('"on", "off", or "" to leave it as it is')
+    ] = ""
     no_socket: Annotated[Literal["pass", "drop"], _one_of("pass", "drop")] = "pass"
 
 

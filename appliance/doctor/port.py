@@ -6,7 +6,7 @@ from functools import partial
 
 from appliance.doctor.check import Finding, fail, ok, run, warn
 from appliance.errors import OpenClawError
-from appliance.net import InterfaceInfo, namespace
+from appliance.net import InterfaceInfo, namespace, pause_of
 from appliance.net import interface as read_interface
 from appliance.net.zerocopy import running_kernel, verdict
 from appliance.plan import packet_bytes_max
@@ -36,6 +36,7 @@ def examine_interface(name: str, netns: str | None = None) -> list[Finding]:
         partial(_rings, info, inside),
         partial(_offloads, info, inside),
         partial(_mtu, info, inside),
+        partial(_pause, info),
         partial(_zero_copy, info),
     )
 
@@ -104,6 +105,14 @@ def _mtu(info: InterfaceInfo, inside: str) -> Finding:
     limit = packet_bytes_max(4096) - 18
     return warn("mtu", f"{info.mtu} is more than one frame of 4096 bytes holds ({limit})",
                 f"set jumbo = true, or {inside}ip link set {info.name} mtu {limit}")
+
+
+def _pause(info: InterfaceInfo) -> Finding:
+    """Whether a full NIC asks the other end to wait, or drops."""
+    found = pause_of(info.name, info.netns)
+    if found is None:
+        return ok("pause", f"{info.driver or 'the driver'} has none: what does not fit is dropped")
+    return ok("pause", found.words())
 
 
 def _zero_copy(info: InterfaceInfo) -> Finding:

@@ -13,10 +13,11 @@ import threading
 import time
 from typing import Any
 
+from appliance import image
 from appliance.attachment import Attachment, Umem
 from appliance.config import Config, PortConfig
 from appliance.dataplane import Frames
-from appliance.engine import build, check, cpus, governor, places, statistics
+from appliance.engine import build, check, cpus, governor, past, places, statistics
 from appliance.engine.crew import Crew
 from appliance.engine.guard import Guard
 from appliance.engine.recording import Recorders
@@ -220,6 +221,13 @@ class Engine:
             self._guard.summary() if self._guard is not None else None,
         )
 
+    def history(self, action: object, what: object = "") -> dict[str, Any]:
+        """"on", "off", or "show" with an object: what was done with a frame or a slab."""
+        with self._lock:
+            self._running()
+            memories = statistics.memories(self._ports.values())
+            return past.ask(memories, self.mid, self.events, action, what)
+
     def rules(self) -> list[dict[str, Any]]:
         """The rules in force with their ids and what they matched, port by port, in order."""
         with self._lock:
@@ -287,4 +295,5 @@ class Engine:
             "events_total": self.events.total,
             "state": state,
             "reasons": list(dict.fromkeys([*reasons, *governed["reasons"]])),
+            **image.facts(),
         }

@@ -72,6 +72,17 @@ class Collector:
         yield CounterMetricFamily("openclaw_memory_events", "What was done about scarce memory.",
                                   value=stats["events_total"])
         yield _one("openclaw_uptime_seconds", "Since the start.", stats["uptime_s"])
+        if "image" in stats:
+            yield from _image(stats["image"])
+
+
+def _image(found: dict[str, Any]) -> Iterator[Metric]:
+    version = GaugeMetricFamily(
+        "openclaw_image", "1 for the version that runs.", labels=["version"])
+    version.add_metric([found["version"]], 1)
+    yield version
+    yield _one("openclaw_image_rolled_back", "1 after an update that failed its health gate.",
+               int(found["update"].get("result") == "rolled back"))
 
 
 def _one(name: str, text: str, value: float) -> Metric:

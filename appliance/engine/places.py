@@ -45,6 +45,7 @@ def spec(config: Config, port: PortConfig, mode: str) -> PortSpec:
         attach=port.attach,
         poll=port.poll,
         jumbo=port.jumbo,
+        pause=port.pause,
         frames=memory.frames_per_queue,
         frame_bytes=memory.frame_bytes,
         hugepages=memory.hugepages,
@@ -68,11 +69,14 @@ def mid_tier(config: Config, facts: Mapping[str, PortFacts]) -> MidTier | None:
     """The appliance's one mid tier; None where the configuration wants none (mid_cap_mib = 0).
 
     Packets are copied to it from the ports' memory, so with numa = "auto" it is on their node if
-    they have one in common. Nothing but addresses is taken before somebody needs a slab.
+    they have one in common; mid_numa names others, also nodes without a CPU (CXL, HBM). Nothing
+    but addresses is taken before somebody needs a slab.
     """
     memory = config.memory
     if not memory.mid_cap_mib:
         return None
+    hugepages = "auto" if memory.hugepages == "1G" else memory.hugepages  # an arena is 2 MiB
     nodes = {fact.numa_node for fact in facts.values()} if memory.numa == "auto" else {memory.numa}
     common = nodes.pop() if len(nodes) == 1 else None
-    return MidTier(memory.mid_cap_mib, memory.hugepages, common)
+    where = common if memory.mid_numa == "auto" else memory.mid_numa
+    return MidTier(memory.mid_cap_mib, hugepages, where)

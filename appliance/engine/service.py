@@ -84,6 +84,9 @@ class Service:
         return {
             "stats": lambda _: engine.statistics(),
             "mem.explain": lambda _: engine.explain(),
+            "mem.history": lambda request: engine.history(
+                request.get("action"), request.get("object", "")
+            ),
             "rules.list": lambda _: engine.rules(),
             "rules.swap": lambda request: engine.swap(request.get("rules", [])),
             "log.keep": lambda request: engine.keep(*keep_arguments(request)),

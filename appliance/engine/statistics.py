@@ -19,7 +19,7 @@ from appliance.engine.build import Group
 from appliance.engine.crew import Crew
 from appliance.memory import MidTier, explain
 
-BACKINGS = ("2M", "thp", "4k")  # best first
+BACKINGS = ("1G", "2M", "thp", "4k")  # best first
 PERCENTILES = (("p50", 0.5), ("p99", 0.99), ("p999", 0.999))
 
 

@@ -7,8 +7,8 @@
 
 Owns the public names; allocation objects and tiers are in tier.py, their figures in explain.py,
 reading from another process in reader.py. events.py remembers what was done about scarce memory,
-report.py makes the whole page of `mem explain`, reporter.py writes it when memory runs out. What is
-done, and when, is decided elsewhere.
+history.py what was done with one object; report.py makes the whole page of `mem explain`, and
+reporter.py writes it when memory runs out. What is done, and when, is decided elsewhere.
 """
 
 from appliance.dataplane import Slab

@@ -13,7 +13,7 @@ from typing import Any
 from appliance.dataplane import Slab, SlabCache, Slabs, slab_object
 from appliance.errors import ConfigError, HostError, MemoryExhausted
 from appliance.limits import MID_CAP_MIB_MAX
-from appliance.memory import explain
+from appliance.memory import explain, history
 
 OBJECT_BYTES_MAX = 65536
 _HUGEPAGES = ("auto", "require", "off")
@@ -102,6 +102,14 @@ class MidTier:
     def tidy(self) -> None:
         """Gives empty arenas back where a class has too many of them (the governor's beat)."""
         slab_object.tidy(self.slabs)
+
+    def keep_history(self, on: bool) -> None:
+        """Notes the last 16 operations of each slab from now on: who, when, which. Or no more."""
+        self.slabs.keep_history(on)
+
+    def history(self, slab: Slab | int) -> dict[str, Any]:
+        """What was done with a slab; also one that is gone, by its address or handle."""
+        return history.of_slab(self.slabs, slab.handle if isinstance(slab, Slab) else slab)
 
     def explain(self) -> dict[str, Any]:
         """Who has what: see explain.page."""

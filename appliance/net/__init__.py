@@ -9,12 +9,14 @@ from appliance.net.interface import InterfaceInfo, interface, interfaces, link_s
 from appliance.net.lab import Lab
 from appliance.net.link import Link
 from appliance.net.namespace import in_netns, inside, namespaces
+from appliance.net.pause import Pause, pause_of
 from appliance.net.settings import Settings, recover
 
 __all__ = [
     "InterfaceInfo",
     "Lab",
     "Link",
+    "Pause",
     "Settings",
     "in_netns",
     "inside",
@@ -23,5 +25,6 @@ __all__ = [
     "lab",
     "link_statistics",
     "namespaces",
+    "pause_of",
     "recover",
 ]

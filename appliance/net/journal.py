@@ -31,7 +31,7 @@ SYSTEM_DIRECTORY = Path("/run/openclaw/journal")
 class Change:
     """One thing to undo."""
 
-    kind: str  # "offload", "device" or "namespace"
+    kind: str  # "offload", "device", "pause" or "namespace"
     netns: str
     interface: str = ""
     ifindex: int = 0  # an interface that was made anew under the old name is not the same one

@@ -11,7 +11,7 @@ import errno
 from pathlib import Path
 
 from appliance.errors import HostError
-from appliance.net import ethtool, namespace
+from appliance.net import ethtool, namespace, pause
 from appliance.net.interface import interface as read_interface
 from appliance.net.journal import Change, Journal
 from appliance.net.namespace import in_netns
@@ -58,6 +58,24 @@ class Settings:
             return before is on
         self._remember("offload", name, int(before))
         return in_netns(self.netns, ethtool.set_offload, self.interface, name, on)
+
+    def of_port(self, poll: str, wanted_pause: str) -> None:
+        """What a port with these settings needs; "irq" and "" need nothing."""
+        if poll != "irq":
+            self.polling()
+        if wanted_pause:
+            self.pause(wanted_pause == "on")
+
+    def pause(self, on: bool) -> None:
+        """Ethernet pause in both directions; autonegotiation stays as it is."""
+        before = in_netns(self.netns, pause.read, self.interface)
+        if before is None:
+            raise pause.refused(self.interface)
+        if before.rx is on and before.tx is on:
+            return
+        self._remember("pause", "pause", before.bits())
+        wanted = pause.Pause(before.autoneg, on, on)
+        in_netns(self.netns, pause.write, self.interface, wanted)
 
     def device(self, key: str, value: int) -> None:
         """Writes /sys/class/net/INTERFACE/KEY, for the keys that polling needs."""
@@ -125,6 +143,8 @@ def undo(change: Change) -> str | None:
         if change.kind == "offload":
             in_netns(change.netns, ethtool.set_offload, change.interface, change.key,
                      bool(change.old))
+        elif change.kind == "pause":
+            in_netns(change.netns, pause.write, change.interface, pause.Pause.of_bits(change.old))
         elif change.kind == "device" and change.key in _DEVICE_KEYS:
             in_netns(change.netns, _write_device, change.interface, change.key, change.old)
     except HostError:

@@ -13,7 +13,7 @@ from appliance.errors import LogDamaged
 from appliance.record.select import Selection
 from appliance.record.store import PAGE, SEGMENT_BYTES_MAX, Place, Store, live
 from appliance.record.verdict import Verdict, decide
-from appliance.record.verify import facts_of
+from appliance.record.verify import facts_of, superseded_from
 
 __all__ = ["Cursor"]
 
@@ -33,6 +33,7 @@ class Cursor:
         self._map: Any = None
         self._walk: Any = None
         self._seq, self._chain = 0, 0  # what the next segment must continue
+        self._until: int | None = None  # from there on the next segment has the records anew
 
     def begin(self, next_seq: int) -> bool:
         """Opens the segment to begin with; False: there is none yet, or it has no header."""
@@ -43,7 +44,7 @@ class Cursor:
             except GONE:
                 continue
             if header is None:
-                if best is None and self.place is None and not place.blank():
+                if best is None and self.place is None and not place.prepared():
                     self.place = place  # for the verdict
                 continue
             if next_seq and header["first_seq"] > next_seq and best is not None:
@@ -61,6 +62,10 @@ class Cursor:
             return log_read.LogBatch.empty()
         place = self.place
         assert place is not None
+        if self._until is not None:
+            max_records = min(max_records, self._until - self._walk.facts["seq"])
+            if max_records <= 0:
+                return log_read.LogBatch.empty()
         try:
             batch = log_read.read_batch(self._walk, max_records, BATCH_BYTES)
         except OSError as error:
@@ -84,12 +89,14 @@ class Cursor:
         alive = live(state)
         here = -1 if self.place is None else self.place.index
         facts = []
-        for place in self.store.segments():
+        listed = self.store.segments()
+        for place, until in zip(listed, superseded_from(listed), strict=True):
             if place.index < here or (alive and state and place.index > state["index"]):
                 continue
             newest = alive and state is not None and place.index == state["index"]
             try:
-                facts.append(facts_of(place, state["published"] if newest and state else None))
+                facts.append(facts_of(place, state["published"] if newest and state else None,
+                                      until=until))
             except GONE:
                 continue
         return decide([one for one in facts if not one.prepared], state)
@@ -120,6 +127,8 @@ class Cursor:
         self.ports.update((port["id"], port) for port in header["ports"])
         limit = self._limit()
         self._walk = log_scan.Walk(self._map, limit)
+        after = self._next_of([p for p in self.store.segments() if p.index > place.index])
+        self._until = after[1]["first_seq"] if after and after[1]["fresh"] else None
         seal = self._map.seal(min(self._map.length(), limit))
         entry = self._entry(seal["index"] if seal else (), next_seq)
         if entry is not None:
@@ -184,7 +193,7 @@ class Cursor:
                 return None
             if header is not None:
                 return place, header, seal
-            if not place.blank():
+            if not place.prepared():
                 return None
         return None
 

@@ -24,6 +24,9 @@ from appliance.record.reader import Log
 __all__ = ["export", "target"]
 
 ETHERNET = 1
+# Of every interface, whatever the recorder kept of its packets: libpcap, and so tcpdump, refuses a
+# file whose interfaces differ in this. It is tcpdump's own; each packet has its two lengths.
+SNAP_BYTES = 262_144
 NOBODY = 0xFFFFFFFF  # no interface block was written for this port id yet
 
 
@@ -56,8 +59,8 @@ class _Writer:
         if port not in self.interfaces:
             known = self.log.ports.get(port, {})
             name = known.get("interface") or known.get("name") or f"port{port}"
-            self.put(pcapng.interface(known.get("link_type", ETHERNET),
-                                      known.get("snap_bytes", 0), name, known.get("name", "")))
+            self.put(pcapng.interface(known.get("link_type", ETHERNET), SNAP_BYTES, name,
+                                      known.get("name", "")))
             self.numbers[port] = len(self.interfaces)
             self.interfaces[port] = _Interface(len(self.interfaces))
         return self.interfaces[port]
@@ -72,8 +75,9 @@ class _Writer:
             entry.last_ns = max(entry.last_ns, high)
         self.put(pcapng.packets(batch, self.numbers))
 
-    def losses(self, gaps: list[dict[str, Any]]) -> None:
+    def losses(self) -> None:
         """Gaps of a port are its own; one that names no port is told with the first."""
+        gaps, self.log.gaps = self.log.gaps, []
         for gap in gaps:
             port = gap["port"] if gap["port"] is not None else min(self.log.ports, default=0)
             entry = self.describe(port)
@@ -105,13 +109,14 @@ def export(log: Log, stream: BinaryIO, progress: Callable[[int], object] | None 
                 stream.flush()  # a live export: show what there is
                 continue
             writer.packets(batch)
+            writer.losses()
             packets += len(batch)
             if progress is not None:
                 progress(packets)
     finally:
         for port in sorted(log.ports):
             writer.describe(port)
-        writer.losses(log.gaps)
+        writer.losses()
         writer.end()
         stream.flush()
     return {"packets": packets, "bytes": writer.bytes, "interfaces": len(writer.interfaces),

@@ -21,6 +21,7 @@ from appliance.record.store import Store, live
 
 __all__ = ["Log", "open_log"]
 
+GAPS_MAX = 10_000  # kept; one who follows for a year takes them out in time
 POLL_S = 0.01  # a following reader looks this often; the recorder commits every 50 ms
 Where = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -49,7 +50,7 @@ class Log:
         self.store = store
         self.selection = selection
         self.follow = follow
-        self.gaps: list[dict[str, Any]] = []  # losses that the recorder noted, as far as read
+        self.gaps: list[dict[str, Any]] = []  # losses that the recorder noted: the latest
         self.state = "reading"  # afterwards: clean, torn, damaged, closed
         self.cause = ""
         self.next_seq = 0  # of the record that comes next; 0: the first that is there
@@ -131,7 +132,9 @@ class Log:
         after = batch.next_seq
         if len(batch) and int(batch.seqs[0]) < self.next_seq:
             batch = batch.select(batch.seqs >= self.next_seq)
-        self.gaps += [gap for gap in batch.gaps if gap["seq"] >= self.next_seq]
+        self.gaps += [gap for gap in batch.gaps
+                      if gap["seq"] >= self.next_seq and self.selection.overlaps(gap)]
+        del self.gaps[:-GAPS_MAX]
         self.next_seq = max(self.next_seq, after)
         return self.selection.of(batch)
 

@@ -114,6 +114,11 @@ class Selection:
             batch = _keep(batch, log_read.match_mask(batch, self.filter))
         return batch
 
+    def overlaps(self, gap: dict[str, Any]) -> bool:
+        """Whether a loss falls into the time range; a filter says nothing about lost packets."""
+        late = self.to_ns is not None and gap["first_ns"] > self.to_ns
+        return not late and gap["last_ns"] >= self.from_ns
+
     def may_hold(self, seal: dict[str, Any] | None) -> bool:
         """Whether a sealed segment can have anything in the time range; None: not sealed."""
         if seal is None or not seal["records"]:

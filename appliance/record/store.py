@@ -6,16 +6,18 @@ segments (SegmentMap) but neither reads records nor judges; nothing here changes
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from appliance.dataplane import log_scan, log_writer
-from appliance.errors import ConfigError, LogDamaged
+from appliance.errors import ConfigError, LogDamaged, PortError
 
 __all__ = ["PAGE", "Place", "Store"]
 
@@ -40,12 +42,18 @@ class Place:
     def name(self) -> str:
         return f"{self.path}@{self.start}" if self.slot else str(self.path)
 
-    def blank(self) -> bool:
-        """Whether the first page is all zeros: prepared by a recorder, not begun."""
+    def prepared(self) -> bool:
+        """Whether a recorder made it ahead of need and has not begun it: the first page is zeros,
+        and no write in it names this segment (one that does has lost its header)."""
+        if self.size < PAGE:
+            return False
         try:
-            return self.size >= PAGE and bool(self.open(PAGE).blank)
+            mapped = self.open()
+            return bool(mapped.blank and not mapped.stray_heads(self.index, self.size))
         except (FileNotFoundError, BlockingIOError):
             return True
+        except OSError as error:
+            raise LogDamaged(f"{self.name}: {error.strerror or error}") from error
 
     def open(self, size: int | None = None) -> Any:
         """The map of it. LogDamaged: the medium cannot be read; FileNotFoundError and
@@ -61,42 +69,62 @@ class Place:
 
 
 class Store:
-    """The directories of one log, or its block device."""
+    """The directories of one log, or its block devices."""
 
     def __init__(self, where: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> None:
         several = [where] if isinstance(where, (str, os.PathLike)) else list(where)
         self.places = [Path(one) for one in several]
         if not self.places:
             raise ConfigError("a log needs a directory")
+        kinds = set()
         for path in self.places:
             try:
                 mode = path.stat().st_mode
             except OSError as error:
                 raise ConfigError(f"cannot open log {path}: {error.strerror}") from error
-            if len(self.places) > 1 and not stat.S_ISDIR(mode):
-                raise ConfigError(f"{path}: of several places of a log each is a directory")
-        self.device = not self.places[0].is_dir()
+            kinds.add(stat.S_ISDIR(mode))
+        if len(kinds) > 1:
+            raise ConfigError(
+                f"{several[0]}: the places of a log are all directories or all devices")
+        self.device = kinds == {False}
         self.name = ", ".join(str(path) for path in self.places)
 
     # ------------------------------------------------------------------ state
     def states(self) -> list[State]:
         """The state page of each place that has a valid one."""
-        found = []
-        for path in self.places:
-            file = path if self.device else path / log_writer.STATE_NAME
-            try:
-                with open(file, "rb") as stream:
-                    state = log_scan.read_state(stream.read(PAGE))
-            except OSError:
-                continue
-            if state is not None:
-                found.append(state)
+        return [state for path in self.places if (state := self._state_of(path)) is not None]
+
+    def _state_of(self, path: Path) -> State | None:
+        file = path if self.device else path / log_writer.STATE_NAME
+        try:
+            with open(file, "rb") as stream:
+                found: State | None = log_scan.read_state(stream.read(PAGE))
+        except OSError:
+            return None
         return found
 
     def state(self) -> State | None:
         """The one that promises most; of equal ones the newest."""
         return max(self.states(), default=None,
                    key=lambda state: (state["durable_seq"], state["updated_ns"]))
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Holds the lock that a recorder holds while it lives; PortError: one does. A pid tells
+        nothing about a recorder in another container."""
+        with contextlib.ExitStack() as held:
+            for path in self.places:
+                file = path if self.device else path / log_writer.STATE_NAME
+                try:
+                    stream = held.enter_context(open(file, "r+b"))
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except FileNotFoundError:
+                    continue
+                except BlockingIOError:
+                    raise PortError(f"{path}: a recorder is at work on it") from None
+                except OSError as error:
+                    raise ConfigError(f"cannot change log {path}: {error.strerror}") from error
+            yield
 
     # ------------------------------------------------------------------ segments
     def segments(self) -> list[Place]:
@@ -121,20 +149,20 @@ class Store:
                 yield Place(int(named[1]), Path(entry.path), min(size, SEGMENT_BYTES_MAX))
 
     def _slots(self) -> Iterable[Place]:
-        path = self.places[0]
-        total = _size(path)
-        slot_bytes, slots = self._geometry(path, total)
-        for number in range(slots):
-            start = DEVICE_FIRST + number * slot_bytes
-            if start + slot_bytes > total:
-                break
-            place = Place(0, path, slot_bytes, start, slot=True)
-            header = place.open(PAGE).header
-            if header is not None:
-                yield Place(header["index"], path, slot_bytes, start, slot=True)
+        for path in self.places:
+            total = _size(path)
+            slot_bytes, slots = self._geometry(path, total)
+            for number in range(slots):
+                start = DEVICE_FIRST + number * slot_bytes
+                if start + slot_bytes > total:
+                    break
+                place = Place(0, path, slot_bytes, start, slot=True)
+                header = place.open(PAGE).header
+                if header is not None:
+                    yield Place(header["index"], path, slot_bytes, start, slot=True)
 
     def _geometry(self, path: Path, total: int) -> tuple[int, int]:
-        state = self.state()
+        state = self._state_of(path)
         if state is not None and state["slot_bytes"] >= PAGE:
             return state["slot_bytes"], state["slots"]
         if total >= DEVICE_FIRST + PAGE:

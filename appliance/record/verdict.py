@@ -64,8 +64,8 @@ class Verdict:
 def ends_well(facts: Facts) -> bool:
     """Whether a walk ended where a write ended, with nothing of this segment behind it."""
     stop = facts.walk["stop"]
-    if stop in (log_scan.SEALED, log_scan.AT_LIMIT):
-        return True
+    if stop in (log_scan.GOES_ON, log_scan.SEALED, log_scan.AT_LIMIT):
+        return True  # GOES_ON: the rest is superseded, and was not looked at
     return bool(stop == log_scan.NO_WRITE and not facts.evidence.get("first_at"))
 
 

@@ -16,9 +16,10 @@ from appliance.errors import LogDamaged
 from appliance.record.store import Place, Store, live
 from appliance.record.verdict import Facts, Verdict, decide, ends_well
 
-__all__ = ["Examined", "examine", "facts_of", "report", "verify"]
+__all__ = ["Examined", "examine", "facts_of", "report", "superseded_from", "verify"]
 
-GAPS_MAX = 1000  # listed in a report; the sum counts all
+NO_END = (1 << 64) - 1
+GAPS_MAX = 1000  # listed in a report, the oldest; `lost` counts all
 Progress = Callable[[int], object]
 
 
@@ -41,10 +42,10 @@ class Examined:
         return [facts for facts in kept if facts.header is not None]
 
 
-def facts_of(
-    place: Place, limit: int | None = None, gaps: list[dict[str, Any]] | None = None
-) -> Facts:
-    """Walks one segment; `limit` is how much of it may be looked at (a live one)."""
+def facts_of(place: Place, limit: int | None = None, gaps: list[dict[str, Any]] | None = None,
+             until: int | None = None) -> Facts:
+    """Walks one segment; `limit` is how much of it may be looked at (a live one), `until` the
+    number from which on its records do not count."""
     if place.size < log_scan.PAGE:
         return Facts(place.index, place.name, place.size, None, why="it is shorter than a header")
     mapped = place.open()
@@ -54,14 +55,32 @@ def facts_of(
         return Facts(place.index, place.name, place.size, None, stray_heads=heads,
                      prepared=mapped.blank and not heads)
     walk = log_scan.Walk(mapped, length)
-    found = _readable(place, walk.run)
+    first = mapped.header["first_seq"]
+    most = NO_END if until is None else max(0, until - first)
+    room = 0 if gaps is None else GAPS_MAX - len(gaps)
+    found = _readable(place, lambda: walk.run(most, gaps_max=room))
     if gaps is not None:
         gaps += found
     header, facts, why = mapped.header, walk.facts, walk.why
     evidence = {}
-    if walk.stop not in (log_scan.SEALED, log_scan.AT_LIMIT):
+    if walk.stop not in (log_scan.GOES_ON, log_scan.SEALED, log_scan.AT_LIMIT):
         evidence = _readable(place, walk.search)
     return Facts(place.index, place.name, place.size, header, facts, why, evidence)
+
+
+def superseded_from(places: list[Place]) -> list[int | None]:
+    """For each segment the first number that a later one, begun after a fault, has anew."""
+    found: list[int | None] = []
+    lowest: int | None = None
+    for place in reversed(places):
+        found.append(lowest)
+        try:
+            header = place.open(log_scan.PAGE).header if place.size >= log_scan.PAGE else None
+        except (FileNotFoundError, BlockingIOError):
+            continue
+        if header is not None and header["fresh"]:
+            lowest = min(lowest or NO_END, header["first_seq"])
+    return found[::-1]
 
 
 def _readable(place: Place, action: Callable[[], Any]) -> Any:
@@ -75,16 +94,19 @@ def examine(store: Store, progress: Progress | None = None) -> Examined:
     """Walks everything. The state is read first: what it promises must then be found."""
     state = store.state()
     alive = live(state)
-    places, found, gaps = [], [], []
+    places: list[Place] = []
+    found: list[Facts] = []
+    gaps: list[dict[str, Any]] = []
     done = 0
-    for place in store.segments():
+    listed = store.segments()
+    for place, until in zip(listed, superseded_from(listed), strict=True):
         limit = None
         if alive and state is not None:
             if place.index > state["index"]:
                 continue  # made since the state was read
             limit = state["published"] if place.index == state["index"] else None
         try:
-            facts = facts_of(place, limit, gaps)
+            facts = facts_of(place, limit, gaps, until)
         except (FileNotFoundError, BlockingIOError):
             if found:
                 raise LogDamaged(f"{place.name} went away while it was read") from None
@@ -105,7 +127,6 @@ def report(examined: Examined) -> dict[str, Any]:
     records = sum(facts.walk["records"] for facts in kept)
     first = kept[0].header["first_seq"] if kept and kept[0].header else 0
     last = verdict.next_seq - 1
-    gaps = [gap for gap in examined.gaps if gap["seq"] <= last]
     return {
         "segments": len(examined.facts),
         "records": records,
@@ -114,8 +135,8 @@ def report(examined: Examined) -> dict[str, Any]:
         "first_seq": first if last >= first else 0,
         "last_seq": last if last >= first else 0,
         "durable_seq": verdict.durable_seq,
-        "gaps": gaps[:GAPS_MAX],
-        "lost": sum(gap["packets"] for gap in gaps),
+        "gaps": [gap for gap in examined.gaps if gap["seq"] <= last],
+        "lost": sum(facts.walk["lost"] for facts in kept),
         "missing": verdict.missing,
         "cause": verdict.cause,
         "live": examined.live,

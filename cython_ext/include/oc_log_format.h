@@ -54,8 +54,8 @@ enum oc_log_record_flag {
 };
 
 enum oc_log_segment_flag {
-	/* Begun after a fault: the chain starts at 0, and records of earlier segments from first_seq
-	 * on do not count (the device that was to hold them failed). */
+	/* Begun after a fault: the chain starts at 0, and records of earlier segments from
+	 * first_seq on do not count (the device that was to hold them failed). */
 	OC_LOG_FRESH = 1,
 };
 
@@ -74,7 +74,7 @@ struct oc_log_segment {         /* the first page of a segment */
 	uint64_t first_seq;     /* of the first record that has a number; numbers begin at 1 */
 	uint64_t created_ns;    /* CLOCK_REALTIME */
 	int64_t clock_offset_ns; /* CLOCK_REALTIME less CLOCK_MONOTONIC at that time */
-	uint32_t chain;         /* crc of the last record of the segment before; 0: first or FRESH */
+	uint32_t chain;         /* crc of the record before the segment; 0: first or FRESH */
 	uint32_t flags, page_bytes, port_count;
 	uint32_t stripe, stripes; /* which of how many directories; 0 of 1 */
 	uint8_t spare[152];
@@ -132,7 +132,7 @@ struct oc_log_seal { /* payload of SEAL: this, entries, zeros, oc_log_trailer at
 	uint32_t entries, entry_bytes;
 };
 
-struct oc_log_trailer { /* the last bytes of a SEAL, and so of a sealed file: the way to the index */
+struct oc_log_trailer { /* the last bytes of a SEAL, and of a sealed file: the way to the index */
 	char magic[8];  /* OCLOGEND */
 	uint64_t epoch;
 	uint64_t seal;  /* offset of the SEAL's header in the segment */

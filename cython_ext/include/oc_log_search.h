@@ -28,6 +28,8 @@ static inline void oc_log_find_heads(const uint8_t *base, uint64_t from, uint64_
 {
 	for (uint64_t at = oc_log_pages(from); at + OC_LOG_PAGE <= limit; at += OC_LOG_PAGE) {
 		struct oc_log_head head;
+		struct oc_log_record next;
+		uint64_t end;
 
 		memcpy(&head, base + at + OC_LOG_RECORD_BYTES, sizeof(head));
 		if (!oc_log_is_head(&head) || head.index != index ||
@@ -40,8 +42,10 @@ static inline void oc_log_find_heads(const uint8_t *base, uint64_t from, uint64_
 		found->heads++;
 		if (!found->first_seq || head.first_seq < found->first_seq)
 			found->first_seq = head.first_seq;
-		if (head.first_seq + head.records > found->end_seq)
-			found->end_seq = head.first_seq + head.records;
+		memcpy(&next, base + at + OC_LOG_HEAD_BYTES, sizeof(next));
+		end = head.first_seq + (next.kind == OC_LOG_SEAL ? 0 : head.records);
+		if (end > found->end_seq)
+			found->end_seq = end;
 		if (head.durable_seq > found->durable_seq)
 			found->durable_seq = head.durable_seq;
 		if (at + head.bytes > found->end)

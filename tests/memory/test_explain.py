@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 from click.testing import CliRunner
+from rich.console import Console
 
 import appliance
 from appliance.cli.main import main
@@ -52,7 +54,11 @@ def test_the_page_of_a_port_names_what_its_program_holds():
         [slabs] = page["mid"]["classes"]
         assert (slabs["bytes"], slabs["used"], slabs["asked_bytes"]) == (1024, 2, 1400)
         from appliance.cli.memory_page import render
-        assert render(page) is not None
+        shown = io.StringIO()
+        Console(file=shown, width=100).print(render(page))
+        for words in ("mid tier: arenas", "mid tier: magazines", "mid tier: growth", "MainThread",
+                      "grown", "1024"):
+            assert words in shown.getvalue(), words
         for frame in held:
             frame.release()
 

@@ -19,7 +19,7 @@ from appliance.errors import LogDamaged
 from tests.record.images import PAGE, Image, build
 
 FULL = bool(os.environ.get("OPENCLAW_FULL"))
-CASES = 100_000 if FULL else int(os.environ.get("NCASES","10000"))
+CASES = 100_000 if FULL else 10_000
 SEED = int(os.environ.get("OPENCLAW_LOG_SEED", random.SystemRandom().randrange(1 << 32)))
 
 

@@ -65,6 +65,9 @@ def test_batches_have_columns_and_records_are_views(log):
             assert batch.data[start:start + 80] == memoryview(batch[0])
             with pytest.raises(IndexError):
                 batch[len(batch)]
+            for kind in (type(batch), type(one)):
+                with pytest.raises(TypeError, match="comes from"):
+                    kind()
             count += len(batch)
     assert count == 20_000 and reader.state == "clean"
 
@@ -109,6 +112,25 @@ def test_seeking_by_number_goes_to_every_record(log):
         assert len(all_seqs(reader)) == 20_000
 
 
+def test_an_index_that_lies_leads_nowhere_wrong(log):
+    """The seal's entries with other offsets and a payload checksum that is right again."""
+    path = min(log.glob("*.oclog"))
+    data = bytearray(path.read_bytes())
+    seal = int.from_bytes(data[-16:-8], "little")
+    rng = random.Random(SEED)
+    for at in range(seal + 48 + 72, len(data) - 32 - 40, 40):
+        offset = rng.choice([8, 4096, 8192, 1 << 40, (1 << 64) - 4096, (1 << 64) - 8, 12_345])
+        data[at + 8:at + 16] = offset.to_bytes(8, "little")
+    payload = log_scan.checksum(bytes(data[seal + 48:]))
+    data[seal + 4:seal + 8] = payload.to_bytes(4, "little")
+    path.write_bytes(data)
+    for seq in (1, 2, 700, 1500, 1900):
+        with appliance.open_log(log) as reader:
+            reader.seek(seq=seq)
+            assert int(next(iter(reader)).seqs[0]) == seq, f"seed {SEED}"
+    assert record.verify(record.Store(log))["state"] == "damaged"
+
+
 def test_seeking_by_time_finds_what_is_not_earlier_also_out_of_order(tmp_path):
     rng = random.Random(SEED)
     times = [BASE_NS + number * 1000 + rng.randrange(-200_000, 200_000) for number in range(6000)]
@@ -121,6 +143,16 @@ def test_seeking_by_time_finds_what_is_not_earlier_also_out_of_order(tmp_path):
         with appliance.open_log(tmp_path, start=low, end=high) as reader:
             expected = [n + 1 for n, ns in enumerate(times) if low <= ns <= high]
             assert all_seqs(reader) == expected, f"seed {SEED}, {low} to {high}"
+
+
+def test_only_losses_of_the_wanted_time_are_told(tmp_path):
+    with log_writer.LogWriter(tmp_path, segment_bytes=1 << 18) as writer:
+        for number in range(10):
+            writer.append(frame(number), BASE_NS + number * 10)
+            writer.gap(BASE_NS + number * 10 + 2, BASE_NS + number * 10 + 4, {"device": number})
+    with appliance.open_log(tmp_path, start=BASE_NS + 23, end=BASE_NS + 52) as reader:
+        assert all_seqs(reader) == [7, 9, 11]
+        assert [gap["packets"] for gap in reader.gaps] == [2, 3, 4, 5]
 
 
 def test_filters_select_what_tcpdump_would_and_conversations_both_ways(tmp_path):
@@ -150,7 +182,8 @@ def test_times_and_flows_are_read_as_people_write_them():
     for text in ("yesterday", "", "12:00 o'clock"):
         with pytest.raises(ConfigError, match="seconds since 1970"):
             parse_time(text)
-    for text in ("", "udp", "udp 1.2.3.4:1 ::1:2", "udp 1.2.3.4:1 1.2.3.5:70000", "x 1.1.1.1 2.2.2.2"):
+    for text in ("", "udp", "udp 1.2.3.4:1 ::1:2", "udp 1.2.3.4:1 1.2.3.5:70000",
+                 "x 1.1.1.1 2.2.2.2", "udp 1.2.3.4 1.2.3.5"):
         with pytest.raises(ConfigError, match="flow"):
             parse_flow(text)
 
@@ -331,28 +364,68 @@ def test_what_was_published_survives_kill_9(tmp_path):
                 assert all(bytes(r) == (r.seq - 1).to_bytes(8, "big") * 40 for r in batch)
 
 
-def test_slots_of_a_device_are_read_like_files(tmp_path):
-    """The layout of a block device in a plain file: a state page, then slots in any order."""
-    writer = log_writer.LogWriter(tmp_path / "log", segment_bytes=1 << 18, ports=[(0, "a", "b", 1, 0)])
-    for number in range(5000):
-        writer.append(frame(number), BASE_NS + number)
-    writer.close()
-    files = sorted((tmp_path / "log").glob("*.oclog"))
-    device = tmp_path / "device"
+def lay_slots(device, paths, slots: int):
+    """The layout of a block device in a plain file, without a state page."""
     with open(device, "wb") as file:
-        for slot, path in enumerate(files[2:] + files[:2]):
+        for slot, path in enumerate(paths):
             file.seek(log_scan.DEVICE_FIRST + slot * (1 << 18))
             file.write(path.read_bytes())
-        file.truncate(log_scan.DEVICE_FIRST + (len(files) + 1) * (1 << 18))
+        file.truncate(log_scan.DEVICE_FIRST + slots * (1 << 18))
+    return device
+
+
+@pytest.fixture
+def segments(tmp_path):
+    """The files of a log of 5,000 packets."""
+    with log_writer.LogWriter(tmp_path / "log", segment_bytes=1 << 18) as writer:
+        for number in range(5000):
+            writer.append(frame(number), BASE_NS + number)
+    return sorted((tmp_path / "log").glob("*.oclog"))
+
+
+def test_slots_of_a_device_are_read_like_files_and_recovered_in_place(tmp_path, segments):
+    device = lay_slots(tmp_path / "device", segments[2:] + segments[:2], len(segments) + 1)
     with appliance.open_log(device) as reader:
         assert all_seqs(reader) == list(range(1, 5001)) and reader.state == "clean"
     with open(device, "r+b") as file:  # the end of the last one is torn
-        at = log_scan.DEVICE_FIRST + (len(files) - 3) * (1 << 18)
-        file.seek(at + files[-1].stat().st_size - 8192)
+        at = log_scan.DEVICE_FIRST + (len(segments) - 3) * (1 << 18)
+        file.seek(at + segments[-1].stat().st_size - 8192)
         file.write(bytes(8192))
     told = record.recover(record.Store(device))
     assert told["state"] == "torn" and told["cut_bytes"] > 0
     assert record.verify(record.Store(device))["state"] == "clean"
+    assert record.recover(record.Store(device))["cut_bytes"] == 0
+
+
+@pytest.mark.root
+def test_a_block_device_is_read_and_recovered(tmp_path, segments):
+    image = lay_slots(tmp_path / "image", segments, len(segments))
+    done = subprocess.run(["losetup", "-f", "--show", image], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"probe losetup: {done.stderr.strip()}")
+    device = done.stdout.strip()
+    try:
+        with appliance.open_log(device) as reader:
+            assert all_seqs(reader) == list(range(1, 5001)) and reader.state == "clean"
+        at = log_scan.DEVICE_FIRST + (len(segments) - 1) * (1 << 18)
+        with open(device, "r+b") as file:
+            file.seek(at + segments[-1].stat().st_size - 9000)
+            file.write(bytes(9000))
+        assert record.recover(record.Store(device))["state"] == "torn"
+        told = record.verify(record.Store(device))
+        assert told["state"] == "clean" and 4900 < told["last_seq"] < 5001
+    finally:
+        subprocess.run(["losetup", "-d", device], check=True)
+
+
+def test_a_log_over_two_devices_is_one(tmp_path, segments):
+    devices = [lay_slots(tmp_path / "one", segments[::2], 5),
+               lay_slots(tmp_path / "two", segments[1::2], 5)]
+    with appliance.open_log(devices) as reader:
+        assert all_seqs(reader) == list(range(1, 5001)) and reader.state == "clean"
+    assert record.verify(record.Store(devices[0]))["state"] == "damaged"
+    with pytest.raises(ConfigError, match="all directories or all devices"):
+        record.Store([devices[0], tmp_path / "log"])
 
 
 def test_a_directory_that_is_none_is_one_line(tmp_path):
