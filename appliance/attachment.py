@@ -30,6 +30,9 @@ class Attachment:
     memory that it uses; without it every queue has its own.
     """
 
+    # Which of the kernel's drops come after the rules, and so between `consumed` and us
+    LOST_ON_THE_WAY: tuple[str, ...] = KERNEL_DROPS
+
     def __init__(
         self,
         spec: PortSpec,
@@ -51,25 +54,34 @@ class Attachment:
         self._reasons: list[str] = []
         self._last: tuple[dict[str, Any], dict[str, Any]] | None = None
         try:
-            if spec.backend == "loop":
-                self._open_loop(umems)
-                return
-            if rules is not None:
-                # Compiled first: a rule that cannot be is found before anything is touched.
-                self.steering = Steering(
-                    rules,
-                    jumbo=spec.jumbo,
-                    keep_management=keep_management,
-                    no_socket=no_socket,
-                )
-            self.facts = interface(spec.interface, spec.netns)
-            self._check()
-            self._open_afxdp(umems)
+            self._open(rules, keep_management, no_socket, umems)
         except BaseException:
             self.close()
             raise
 
     # ------------------------------------------------------------------------------------- open
+
+    def _open(
+        self,
+        rules: Sequence[Rule] | None,
+        keep_management: bool,
+        no_socket: str,
+        umems: Sequence[Umem] | None,
+    ) -> None:
+        if self.spec.backend == "loop":
+            self._open_loop(umems)
+            return
+        if rules is not None:
+            # Compiled first: a rule that cannot be is found before anything is touched.
+            self.steering = Steering(
+                rules,
+                jumbo=self.spec.jumbo,
+                keep_management=keep_management,
+                no_socket=no_socket,
+            )
+        self.facts = interface(self.spec.interface, self.spec.netns)
+        self._check()
+        self._open_afxdp(umems)
 
     def _queue_numbers(self) -> list[int]:
         if self.facts is None:
@@ -130,16 +142,9 @@ class Attachment:
         for number, umem in zip(numbers, self._umems(umems, len(numbers)), strict=True):
             plan = size_queue(self.name, number, self.spec.frames, self.spec.frame_bytes, 0, None)
             self.plans.append(plan)
+            rings = (plan.rx_ring, plan.tx_ring, plan.fill_ring, plan.fill_target)
             self.queues.append(
-                LoopQueue(
-                    self._frames(plan, umem),
-                    number,
-                    plan.rx_ring,
-                    plan.tx_ring,
-                    plan.fill_ring,
-                    plan.fill_target,
-                    self.spec.jumbo,
-                )
+                LoopQueue(self._frames(plan, umem), number, *rings, self.spec.jumbo)
             )
 
     def _mode(self) -> str:
@@ -267,11 +272,10 @@ class Attachment:
                 kernel[name] = kernel.get(name, 0) + count
             for name, count in queue.statistics().items():
                 own[name] = own.get(name, 0) + count
-        lost = {
-            **{name: kernel[name] for name in KERNEL_DROPS},
-            **{name: own[name] for name in OWN_DROPS},
-        }
-        drops = dict(lost)
+        before = {name: kernel[name] for name in KERNEL_DROPS}
+        after = {name: own[name] for name in OWN_DROPS}
+        lost = {**{name: before[name] for name in self.LOST_ON_THE_WAY}, **after}
+        drops = {**before, **after}
         steering: dict[str, Any] = (
             self.steering.counters()
             if self.steering is not None
@@ -285,8 +289,7 @@ class Attachment:
             "starved": own["starved"],
             "wakeups": own["wakeups"],
             "kernel": kernel,
-            # Between the program and us: consumed = rx_frames + the sum of these.
-            "lost": lost,
+            "lost": lost,  # on the way to us: consumed = rx_frames + the sum of these
             # Received all the same, as rule 0: a worker then drops them as no_consumer.
             "invalid_metadata": own["invalid_metadata"],
         }

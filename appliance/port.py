@@ -18,6 +18,7 @@ from typing import Any
 
 from appliance.attachment import Attachment, PortSpec
 from appliance.dataplane import Batch, Endpoint, Frame
+from appliance.dpdk import attachment_of
 from appliance.errors import ConfigError, PortError
 from appliance.holding import CULPRIT, Holding
 from appliance.memory import history, report
@@ -25,7 +26,7 @@ from appliance.steering import Rule
 
 
 def open_port(
-    interface: str,
+    interface: str = "",
     match: str | None = None,
     *,
     rules: Sequence[Rule] | None = None,
@@ -44,6 +45,9 @@ def open_port(
     mid_cap_mib: int = 64,
     hugepages: str = "auto",
     backend: str = "afxdp",
+    device: str = "",
+    promiscuous: bool = True,
+    mtu: int | None = None,
     no_socket: str = "pass",
     transmit_only: bool = False,
 ) -> Port:
@@ -66,23 +70,26 @@ def open_port(
                   hold that nobody looks at, "strict" raises MemoryExhausted.
     max_hold_ms   holds that are older are copied out (reliable) or end (lossy) when recv() goes on,
                   or at sweep(); frames with a live view stay.
-    backend       "afxdp", or "loop": in memory, what is sent comes back.
+    backend       "afxdp"; "dpdk": a DPDK device; "loop": in memory, what is sent comes back.
+    device        with backend dpdk instead of the interface: "0000:03:00.0", "net_null0",
+                  "net_af_xdp0,iface=eth1"; with promiscuous and mtu, which DPDK then sets.
     no_socket     "pass" or "drop": what happens to consumed packets when the port is gone.
     transmit_only no program is attached and nothing is received; match is not needed.
 
     Raises ConfigError (bad argument), HostError (the host lacks something), PortError (refused).
     """
     spec = PortSpec(
-        interface=interface, netns=netns, backend=backend, queues=queues, mode=mode,
+        interface or device.split(",")[0], netns=netns, backend=backend, queues=queues, mode=mode,
         attach=attach, poll=poll, jumbo=jumbo, pause=pause, frames=frames,
-        frame_bytes=frame_bytes, hugepages=hugepages,
-    )
+        frame_bytes=frame_bytes, hugepages=hugepages, device=device, promiscuous=promiscuous,
+        mtu=mtu,
+    )  # fmt: skip
     if rules is None and match is not None:
         rules = [Rule(match=match, action="consume")]
     if rules is None and not transmit_only and backend != "loop":
         raise ConfigError("match: none: a port without a rule would hide its traffic ('' is all)")
     holding = Holding(quota_frames, policy, max_hold_ms, mid_cap_mib)
-    attachment = Attachment(spec, None if transmit_only else rules, no_socket=no_socket)
+    attachment = attachment_of(spec)(spec, None if transmit_only else rules, no_socket=no_socket)
     try:
         return Port(attachment, holding)
     except BaseException:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from appliance import limits
 from appliance.dataplane import Frames, Queue
@@ -31,12 +32,16 @@ class PortSpec:
     hugepages: str = "auto"
     numa: str | int = "auto"
     pause: str = ""  # on, off; empty: as it is
+    device: str = ""  # backend dpdk: what to plug in
+    promiscuous: bool = True  # backend dpdk
+    mtu: int | None = None  # backend dpdk: None leaves it as it is
+    plugged: Any = None  # backend dpdk: that device, if it is plugged in already
 
     def __post_init__(self) -> None:
         if not isinstance(self.queues, str) and len(set(self.queues)) != max(len(self.queues), 1):
             raise ConfigError(f"queues: {list(self.queues)}: at least one, each once")
         for field, value, allowed in (
-            ("backend", self.backend, ("afxdp", "loop")),
+            ("backend", self.backend, ("afxdp", "dpdk", "loop")),
             ("mode", self.mode, ("auto", "copy", "zerocopy")),
             ("attach", self.attach, ("auto", "native", "generic")),
             ("poll", self.poll, ("irq", "defer", "busy")),
@@ -47,6 +52,12 @@ class PortSpec:
             if value not in allowed:
                 words = ", ".join(str(word) for word in allowed)
                 raise ConfigError(f"{field}: {value!r}: one of {words}")
+        if self.backend == "dpdk" and not self.device:
+            raise ConfigError("device: missing: a DPDK device such as net_null0 or 0000:01:00.0")
+        if self.backend != "dpdk" and self.device:
+            raise ConfigError(f"device: {self.device!r}: only with backend dpdk")
+        if self.backend == "dpdk" and self.poll == "defer":
+            raise ConfigError("poll: 'defer': irq (naps) or busy with backend dpdk")
         if not limits.FRAMES_PER_PORT_MIN <= self.frames <= limits.FRAMES_PER_QUEUE_MAX:
             low, high = limits.FRAMES_PER_PORT_MIN, limits.FRAMES_PER_QUEUE_MAX
             raise ConfigError(f"frames: {self.frames}: {low}..{high}")
@@ -63,3 +74,4 @@ class Umem:
         self.size = (frames, tx_frames)
         self.frames: Frames | None = None
         self.first: Queue | None = None
+        self.pool: Any = None  # backend dpdk: the same memory as DPDK's mempool

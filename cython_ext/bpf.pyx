@@ -263,6 +263,22 @@ cdef class Link(Descriptor):
         return {"id": info.id, "program": info.prog_id}
 
 
+def named(int fd, str kind):
+    """(id, name) of the object behind a descriptor; kind is "bpf-map" or "bpf-prog"."""
+    cdef bpf_map_info map_info
+    cdef bpf_prog_info prog_info
+    cdef uint32_t size
+    if kind == "bpf-map":
+        memset(&map_info, 0, sizeof(map_info))
+        size = sizeof(map_info)
+        check(bpf_obj_get_info_by_fd(fd, &map_info, &size))
+        return map_info.id, map_info.name.decode()
+    memset(&prog_info, 0, sizeof(prog_info))
+    size = sizeof(prog_info)
+    check(bpf_obj_get_info_by_fd(fd, &prog_info, &size))
+    return prog_info.id, prog_info.name.decode()
+
+
 def attached(int ifindex):
     """The ids of XDP programs on an interface of the current network namespace, by mode."""
     cdef bpf_xdp_query_opts opts

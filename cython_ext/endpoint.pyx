@@ -19,6 +19,7 @@ from posix.unistd cimport usleep
 import os
 import time
 
+from cython_ext.atomics cimport load_relaxed_u32, store_relaxed_u32
 from cython_ext.frames cimport (Frames, oc_umem, pthread_mutex_lock,
                                 pthread_mutex_unlock)
 from cython_ext.holding cimport Holder
@@ -47,12 +48,13 @@ cdef class Endpoint(Holder):
     cdef readonly list queues
     cdef oc_queue** q
     cdef uint32_t n
+    # Hints that several threads may read and write while they receive, hence relaxed:
     cdef uint32_t turn                    # the queue to ask first, so that none is starved
     cdef pollfd[QUEUES_MAX + 1] waits
     cdef uint32_t n_waits
     cdef int wake_fd
     cdef uint32_t inside                  # threads in a nogil section (counted under the GIL)
-    cdef bint hot                         # the last packets came without sleeping
+    cdef uint32_t hot                     # the last packets came without sleeping
     cdef readonly bint closed
     cdef readonly uint64_t leaked         # the audit's verdict at close
     cdef dict last_ledger
@@ -84,7 +86,7 @@ cdef class Endpoint(Holder):
         cdef uint32_t i, k, got
         cdef oc_queue* q
         for i in range(self.n):
-            k = self.turn + i
+            k = load_relaxed_u32(&self.turn) + i
             if k >= self.n:
                 k -= self.n
             q = self.q[k]
@@ -93,7 +95,7 @@ cdef class Endpoint(Holder):
             got = q.rx_burst(q, b, packets_max, self.owner, now_ns())
             pthread_mutex_unlock(&q.um.lock)
             if got:
-                self.turn = k + 1 if k + 1 < self.n else 0
+                store_relaxed_u32(&self.turn, k + 1 if k + 1 < self.n else 0)
                 return k
         return -1
 
@@ -101,11 +103,13 @@ cdef class Endpoint(Holder):
         """Waits for packets until `deadline`; queue number, -1 at the deadline, -2 for signals."""
         cdef int got, ready
         cdef int64_t left
-        cdef uint64_t now, begin = now_ns(), spin_until = begin + SPIN_NS if self.hot else 0
-        self.hot = True
+        cdef uint64_t now, begin = now_ns(), spin_until = 0
+        if load_relaxed_u32(&self.hot):
+            spin_until = begin + SPIN_NS
+        store_relaxed_u32(&self.hot, True)
         while True:
             got = self._try(b, packets_max)
-            if got >= 0 or self.closed:
+            if got >= 0 or load_relaxed_u32(<uint32_t*>&self.closed):
                 return got
             now = now_ns()
             left = <int64_t>(deadline - now)
@@ -115,7 +119,7 @@ cdef class Endpoint(Holder):
                 return -2         # poll() would notice a signal; this loop has to come up for it
             if self.q[0].busy or now < spin_until:
                 continue
-            self.hot = False
+            store_relaxed_u32(&self.hot, False)
             if self.n_waits == 0:
                 usleep(IDLE_US)
                 continue
@@ -138,7 +142,7 @@ cdef class Endpoint(Holder):
             with nogil:
                 got = self._try(b, packets_max)
                 if got >= 0:
-                    self.hot = True
+                    store_relaxed_u32(&self.hot, True)
                 elif wait_ns:
                     deadline = now_ns() + wait_ns
                     got = self._wait(b, packets_max, deadline)
@@ -178,7 +182,8 @@ cdef class Endpoint(Holder):
         cdef uint32_t[FRAGS_MAX] nbytes
         cdef uint32_t[FRAGS_MAX] options
         cdef uint32_t i, taken
-        cdef uint64_t need = (length + um.frame_bytes - 1) >> um.frame_shift
+        cdef uint32_t room = um.frame_bytes - q.tx_headroom
+        cdef uint64_t need = (length + room - 1) // room
         if need == 0 or need > FRAGS_MAX or (need > 1 and not q.multi_buffer):
             return 2
         if um.tx_free_n < need:
@@ -191,10 +196,10 @@ cdef class Endpoint(Holder):
         um.tx_free_n -= <uint32_t>need
         for i in range(need):
             frame[i] = um.tx_free[um.tx_free_n + need - 1 - i]
-            addr[i] = <uint64_t>frame[i] << um.frame_shift
-            nbytes[i] = um.frame_bytes if i + 1 < need else <uint32_t>(length - i * um.frame_bytes)
+            addr[i] = (<uint64_t>frame[i] << um.frame_shift) + q.tx_headroom
+            nbytes[i] = room if i + 1 < need else <uint32_t>(length - i * room)
             options[i] = XDP_PKT_CONTD if i + 1 < need else 0
-            memcpy(um.base + addr[i], data + i * um.frame_bytes, nbytes[i])
+            memcpy(um.base + addr[i], data + i * room, nbytes[i])
         taken = q.tx_burst(q, frame, addr, nbytes, options, <uint32_t>need)
         if taken == 0:
             q.kick(q)
@@ -279,7 +284,7 @@ cdef class Endpoint(Holder):
         if self.n == 0:
             return 0
         q = self.q[0]
-        return q.um.frame_bytes * (FRAGS_MAX - 1 if q.multi_buffer else 1)
+        return (q.um.frame_bytes - q.tx_headroom) * (FRAGS_MAX - 1 if q.multi_buffer else 1)
 
     def send_packed(self, data, const uint64_t[::1] offsets, const uint32_t[::1] lengths,
                     Py_ssize_t start, Py_ssize_t stop, uint32_t queue=0):
@@ -381,7 +386,7 @@ cdef class Endpoint(Holder):
         cdef Frames frames
         if self.closed:
             return
-        self.closed = True
+        store_relaxed_u32(<uint32_t*>&self.closed, True)
         while self.inside:
             os.eventfd_write(self.wake_fd, 1)
             time.sleep(0.0005)

@@ -161,14 +161,13 @@ cdef class Holder(Lender):
             more = getattr(error, "summary", "")
             raise self.refuse(f", and {error.args[0]}", f"; {more}" if more else "") from None
         # Python has run meanwhile: others may have released it, looked at it or copied it out.
+        # Who asked for the hold is told that the frame is stale; a sweep has nobody to tell.
         if (frame.slab is not None or frame.pinned != pinned or frame.exports
-                or (pinned and frame.holds == 0)):
+                or (pinned and frame.holds == 0) or not frame.is_alive()):
             slab.release()
-            frame.check()
+            if not pinned:
+                frame.check()
             return False
-        if not frame.is_alive():
-            slab.release()
-            frame.check()
         to = <uint8_t*><uintptr_t>slab.address
         frame.copy = to
         for i in range(frame.pieces):

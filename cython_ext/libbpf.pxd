@@ -18,6 +18,7 @@ cdef extern from "<linux/bpf.h>" nogil:
         char name[16]
     struct bpf_map_info:
         uint32_t id
+        char name[16]
     struct bpf_link_info:
         uint32_t id
         uint32_t prog_id

@@ -57,6 +57,7 @@ cdef struct oc_queue:
     uint32_t fill_target      # frames to keep in the kernel's hands for receiving
     uint32_t filled           # frames there now
     uint32_t sending          # frames in TX, not yet completed
+    uint32_t tx_headroom      # what the back-end keeps in front of a packet that is to be sent
     uint32_t tx_fault         # tests only: next descriptors to spoil (see Queue.spoil)
     # verbs of the back-end
     uint32_t (*rx_burst)(oc_queue*, oc_burst*, uint32_t, uint32_t, uint64_t) noexcept nogil

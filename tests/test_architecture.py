@@ -21,7 +21,7 @@ LAYERS = {
     "plan": 2, "dataplane": 2,
     "capture": 3, "net": 3, "pacing": 3, "spec": 3,
     "steering": 4, "refusal": 4, "memory": 4, "observe": 4,
-    "attachment": 5, "holding": 5, "record": 5,
+    "attachment": 5, "holding": 5, "record": 5, "dpdk": 5.5,
     "port": 6, "consumer": 6,
     "engine": 7, "replay": 7,
     "demo": 8, "bench": 8, "doctor": 8,

@@ -59,9 +59,20 @@ def _port(path: str, port: PortConfig) -> None:
     if port.backend == "loop" and port.netns:
         raise field_error(f"{path}.netns", port.netns, "not with backend loop")
     if port.backend != "afxdp":
-        for key, default in (("mode", "auto"), ("attach", "auto"), ("poll", "irq"), ("pause", "")):
+        for key, default in (
+            ("mode", "auto"), ("attach", "auto"), ("no_socket", "pass"), ("pause", "")
+        ):  # fmt: skip
             if getattr(port, key) != default:
                 raise field_error(f"{path}.{key}", getattr(port, key), "only with backend afxdp")
+    if port.backend == "loop" and port.poll != "irq":
+        raise field_error(f"{path}.poll", port.poll, "only with backends afxdp and dpdk")
+    if port.backend == "dpdk" and port.poll == "defer":
+        raise field_error(f"{path}.poll", port.poll, "irq (naps) or busy with backend dpdk")
+    if port.backend != "dpdk":
+        if not port.promiscuous:
+            raise field_error(f"{path}.promiscuous", False, "only with backend dpdk")
+        if port.mtu is not None:
+            raise field_error(f"{path}.mtu", port.mtu, "only with backend dpdk")
     if port.mode == "zerocopy" and port.attach == "generic":
         raise field_error(f"{path}.mode", port.mode, "copy or auto with attach generic")
 

@@ -171,6 +171,10 @@ class PortConfig(Model):
     pause: Annotated[
         Literal["", "on", "off"], Allowed('"on", "off", or "" to leave it as it is')
     ] = ""
+    promiscuous: Annotated[bool, Allowed("true or false")] = True
+    mtu: Annotated[
+        int, Field(ge=68, le=limits.MTU_MAX), Allowed(f"68..{limits.MTU_MAX}")
+    ] | None = None
     no_socket: Annotated[Literal["pass", "drop"], _one_of("pass", "drop")] = "pass"
 
 

@@ -6,14 +6,15 @@ import ctypes
 import ctypes.util
 import os
 import platform
-import shutil
 import socket
 import struct
 import subprocess
 import sys
 from pathlib import Path
 
+from appliance.dataplane import dpdk as library
 from appliance.doctor.check import Check, Finding, fail, ok, warn
+from appliance.errors import HostError
 from appliance.net.zerocopy import running_kernel
 
 OLDEST_KERNEL = (6, 1)  # Debian 12's; what it lacks is probed, older ones were never tried
@@ -199,12 +200,10 @@ def jit() -> Finding:
 
 def dpdk() -> Finding:
     """Optional: without it the package works, and only backend dpdk is missing."""
-    if shutil.which("pkg-config"):
-        done = subprocess.run(["pkg-config", "--modversion", "libdpdk"], capture_output=True,
-                              text=True)
-        if done.returncode == 0:
-            return ok("dpdk", done.stdout.strip())
-    return warn("dpdk", "not found; backend dpdk is not built", "apt-get install dpdk-dev")
+    try:
+        return ok("dpdk", f"backend dpdk: {library().eal.version()}")
+    except HostError as error:
+        return warn("dpdk", str(error.args[0]), error.fix)
 
 
 def _text(path: str) -> str | None:

@@ -21,7 +21,7 @@ from appliance.config import Config, ConsumerConfig
 from appliance.errors import ConfigError
 from appliance.plan import Lane, PortFacts, joined, plan_queue, queues_of, shared_frames
 
-BACKENDS = ("afxdp", "loop")
+BACKENDS = ("afxdp", "dpdk", "loop")
 KINDS = ("count", "drop", "reflect", "forward", "record")
 ENDS = ("drop", "reflect", "forward")  # after one of these the packet is not ours any more
 

@@ -48,6 +48,8 @@ def _one_port_each(config: Config) -> None:
 def programs(config: Config) -> None:
     """Compiles the whole program of every port, as far as that goes without the kernel."""
     for port in config.ports:
+        if port.backend == "dpdk":
+            continue  # no program: its filters are compiled already
         numbered = rules.number([Rule.of(entry) for entry in config.rules_of(port.name)])
         options = Options(jumbo=port.jumbo, no_socket=port.no_socket)
         compile_functions(source(numbered, options), [FUNCTION])

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from appliance.attachment import Attachment, PortSpec
-from appliance.config import Config, PortConfig
+from appliance.attachment import Attachment
+from appliance.config import Config
 from appliance.engine import build
 from appliance.memory import MidTier, reporter
 from appliance.net import InterfaceInfo
@@ -30,27 +30,6 @@ def mode(
         good = all(name in found and verdict(found[name].driver).good for name in names)
         return "auto" if good else "copy"
     return asked
-
-
-def spec(config: Config, port: PortConfig, mode: str) -> PortSpec:
-    """A port as it is opened; `mode` is what was decided for it."""
-    memory = config.memory
-    return PortSpec(
-        interface=port.interface or port.name,
-        name=port.name,
-        netns=port.netns or None,
-        backend=port.backend,
-        queues=port.queues,
-        mode=mode,
-        attach=port.attach,
-        poll=port.poll,
-        jumbo=port.jumbo,
-        pause=port.pause,
-        frames=memory.frames_per_queue,
-        frame_bytes=memory.frame_bytes,
-        hugepages=memory.hugepages,
-        numa=memory.numa,
-    )
 
 
 def node(attachment: Attachment) -> int | None:

@@ -9,6 +9,7 @@ from appliance.plan.joins import Lane, joined, queues_of
 from appliance.plan.sizes import (
     BURST,
     ETHERNET_BYTES,
+    XDP_HEADROOM,
     PortFacts,
     QueuePlan,
     packet_bytes_max,
@@ -21,6 +22,7 @@ from appliance.plan.whole import Plan, plan
 __all__ = [
     "BURST",
     "ETHERNET_BYTES",
+    "XDP_HEADROOM",
     "Lane",
     "Plan",
     "PortFacts",

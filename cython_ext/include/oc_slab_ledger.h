@@ -200,8 +200,7 @@ OC_AVX2 __attribute__((noinline)) static uint32_t oc_take_runs(const struct oc_l
 }
 
 /* Bit k of `known` says that to[16 k ...] still holds a run that was taken from there: what is
- * given
- * back in the order in which it was taken is only compared, not checked and written again. */
+ * given back in the order in which it was taken is only compared, not checked and written again. */
 OC_AVX2 __attribute__((noinline)) static uint32_t oc_give_runs(const struct oc_ledger *ledger,
 							       void *const *from, void **to,
 							       uint32_t n, uint32_t known)

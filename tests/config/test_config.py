@@ -104,7 +104,8 @@ def test_a_tap_is_lossy_unless_asked_otherwise():
         ("jumbo = false", "jumbo = 1", "port[0].jumbo: 1: true or false"),
         ("jumbo = false", "jumbos = true",
          "port[0].jumbos: unknown key: did you mean jumbo? allowed are name, interface, "
-         "device, netns, backend, queues, mode, attach, poll, jumbo, pause, no_socket"),
+         "device, netns, backend, queues, mode, attach, poll, jumbo, pause, promiscuous, mtu, "
+         "no_socket"),
         ("priority = 10", "priority = 256", "rule[0].priority: 256: 0..255"),
         ("priority = 10", "priority = 1.0", "rule[0].priority: 1.0: 0..255"),
         ("priority = 10", "priority = true", "rule[0].priority: true: 0..255"),
