@@ -28,8 +28,8 @@ from cython_ext.endpoint import Endpoint
 from cython_ext.frames import Frames
 from cython_ext.history import History
 from cython_ext.lending import Batch, Frame
-from cython_ext.loop import LoopQueue
 from cython_ext.log_device import Device as LogDevice
+from cython_ext.loop import LoopQueue
 from cython_ext.queue import Queue
 from cython_ext.recorder import Recorder as LogRecorder
 from cython_ext.shm_ring import ShmRing

@@ -263,12 +263,12 @@ class Config(Model):
         list[RuleConfig],
         Field(alias="rule", max_length=limits.RULES_MAX),
         Allowed(f"0..{limits.RULES_MAX} tables, each written [[rule]]"),
-    ] = []
+    ] = []  # noqa: RUF012  pydantic copies it
     consumers: Annotated[
         list[ConsumerConfig],
         Field(alias="consumer", max_length=limits.CONSUMERS_MAX),
         Allowed(f"0..{limits.CONSUMERS_MAX} tables, each written [[consumer]]"),
-    ] = []
+    ] = []  # noqa: RUF012  pydantic copies it
     control: Annotated[ControlConfig, Allowed("a table, written [control]")] = ControlConfig()
 
     def port(self, name: str) -> PortConfig:

@@ -40,6 +40,9 @@ class Medium(Protocol):
     """What a place does on its medium. Each may raise OSError, and each may hang."""
 
     path: str
+    why_buffered: str
+    recycled: int
+    removed: int
 
     def open(self) -> None: ...
 

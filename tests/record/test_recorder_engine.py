@@ -81,7 +81,7 @@ def test_with_the_disk_full_the_other_consumer_loses_nothing_and_the_state_says_
 
 
 def test_a_recording_without_a_mid_tier_is_refused(tmp_path):
-    text = (f'[memory]\nmid_cap_mib = 0\n[[port]]\nname = "in0"\nbackend = "loop"\n'
+    text = ('[memory]\nmid_cap_mib = 0\n[[port]]\nname = "in0"\nbackend = "loop"\n'
             + rule_table("in0", "udp", consumers=["keep"])
             + consumer_table("keep", "record", directory=str(tmp_path)))
     with pytest.raises(ConfigError, match="mid_cap_mib"):
