@@ -93,7 +93,10 @@ class _Contestant:
             after = link_statistics(self.lab.a.interface, self.lab.a.netns)["tx_packets"]
             # The sender's first packets left before the clock was read: all count, for everybody.
             sent, left = load.sent, after - before
+            said = child.output().strip().splitlines()
             packets, nbytes = self.end(child)
+            if not packets:
+                raise PortError(f"{self.name}: recorded nothing: {said[-1] if said else 'silent'}")
         finally:
             child.stop()
             for file in self.where.iterdir():
@@ -104,11 +107,11 @@ class _Contestant:
             values={
                 names[RATE].name: packets / took,
                 names[LOSS].name: 100 * max(0, offered - packets) / offered if offered else 0.0,
-                names[OWN].name: mine / packets if packets else float("inf"),
+                names[OWN].name: mine / packets,
                 names[DISK].name: nbytes / took / 1e6,
             },
             drops={"lost": max(0, offered - packets)} if offered > packets else {},
-            cpu_ns_per_packet=busy / packets if packets else None,
+            cpu_ns_per_packet=busy / packets,
             per_packet={"offered_per_s": offered / took},
         )
 
