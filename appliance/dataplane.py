@@ -29,12 +29,15 @@ from cython_ext.filter_jit import NativeFilter
 from cython_ext.frames import Frames
 from cython_ext.history import History
 from cython_ext.lending import Batch, Frame
+from cython_ext.log_device import Device as LogDevice
 from cython_ext.loop import LoopQueue
 from cython_ext.queue import Queue
+from cython_ext.recorder import Recorder as LogRecorder
 from cython_ext.shm_ring import ShmRing
 from cython_ext.slab_object import Slab
 from cython_ext.slab_tier import Cache as SlabCache
 from cython_ext.slab_tier import Slabs
+from cython_ext.spool import Spool
 from cython_ext.user_rules import Decisions, Filters
 from cython_ext.worker import Worker, bucket_upper_ns
 from cython_ext.xsk import XskQueue
@@ -74,6 +77,8 @@ __all__ = [
     "Frame",
     "Frames",
     "History",
+    "LogDevice",
+    "LogRecorder",
     "LoopQueue",
     "NativeFilter",
     "Queue",
@@ -81,6 +86,7 @@ __all__ = [
     "Slab",
     "SlabCache",
     "Slabs",
+    "Spool",
     "Worker",
     "XskQueue",
     "arena",

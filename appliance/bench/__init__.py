@@ -67,6 +67,12 @@ def _ring(options: Options, poll: str | None) -> list[dict[str, Any]]:
     return ring.run(options)
 
 
+def _record(options: Options, poll: str | None) -> list[dict[str, Any]]:
+    from appliance.bench import disk, record
+
+    return record.run(options, poll or POLL) + disk.run(options)
+
+
 BENCHMARKS: dict[str, Callable[[Options, str | None], list[dict[str, Any]]]] = {
     "loop": _loop,
     "rx": _rx,
@@ -76,6 +82,7 @@ BENCHMARKS: dict[str, Callable[[Options, str | None], list[dict[str, Any]]]] = {
     "python": _python,
     "slab": _slab,
     "ring": _ring,
+    "record": _record,
 }
 
 # Who each can be compared with, by the names that --against takes.
@@ -88,7 +95,10 @@ PEERS = {
     "python": ("inline-count", "raw-socket", "scapy"),
     "slab": ("rte_mempool",),
     "ring": ("rte_ring",),
+    "record": ("tcpdump", "dumpcap", "netsniff-ng", "fio"),
 }
+SIZES = {"record": (256, 1514)}  # packet sizes where none are asked for
+SIZES_USUAL = (64, 1514)
 
 
 def run(name: str, options: Options, poll: str | None = None) -> dict[str, Any]:

@@ -7,22 +7,32 @@ is only told which consumers get which rule, and when to stop.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from appliance.attachment import Attachment
-from appliance.dataplane import Worker
+from appliance.dataplane import Spool, Worker
 from appliance.engine.build import Group, Layout
 from appliance.errors import PortError
 from appliance.steering import Rule
 
+# Consumers that nobody waits for: their worker naps instead of looking again at once. A ring of
+# 2,048 holds 4 ms of 500,000 packets/s, of which a nap is a tenth; half of it costs 40 ns a packet.
+STORING = {"record", "count", "drop"}
+NAP_US = 300
 STOP_S = 5.0  # a round takes microseconds; a thread that is not back by then has lost its core
 
 
 class Crew:
     """One worker, and so one thread, for each group of the layout."""
 
-    def __init__(self, layout: Layout, ports: Mapping[str, Attachment]) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        ports: Mapping[str, Attachment],
+        spool: Callable[[str], Spool] | None = None,
+    ) -> None:
+        """`spool` makes one more spool of the recording consumer of that name."""
         self.layout = layout
         self.workers: list[Worker] = []
         self.cpus: list[int] = []
@@ -30,8 +40,16 @@ class Crew:
         self._failed: dict[int, str] = {}
         for group in layout.groups:
             queues = [ports[lane.port].queues[lane.place] for lane in group.lanes]
-            consumers = [(instance.kind, instance.target) for instance in group.instances]
-            self.workers.append(Worker(queues, consumers))
+            consumers: list[tuple[str, Any]] = [
+                (one.kind, spool(one.name) if one.kind == "record" and spool else one.target)
+                for one in group.instances
+            ]
+            numbers = [layout.port_number(lane.port) for lane in group.lanes]
+            worker = Worker(queues, consumers, numbers)
+            kinds = {one.kind for one in group.instances}
+            if "record" in kinds and kinds <= STORING:
+                worker.nap(NAP_US)
+            self.workers.append(worker)
 
     def routes(self, group: Group, port: str, rules: Iterable[tuple[int, Rule]]) -> dict[int, Any]:
         """By lane of the group: the routes of these rules of the port.
