@@ -227,7 +227,9 @@ cdef class Recorder:
         self.w.n_spools = n + 1
         self.spools.append(made)
         for i in range(n + 1):
-            self.w.stock[i] = max(2, min(STOCK_FIRST, self.w.blocks_max // (2 * (n + 1))))
+            # Of a window's memory an eighth is for what comes, the rest for what is kept.
+            share = (8 if self.w.window_ns else 2) * (n + 1)
+            self.w.stock[i] = max(2, min(STOCK_FIRST, self.w.blocks_max // share))
         return made
 
     def resume(self, uint64_t next_seq, uint32_t chain, uint64_t durable_seq):

@@ -17,6 +17,7 @@ from cython_ext.spool cimport BLOCK_CLASS, oc_block
 cdef enum:
     TAKE = 64                     # entries of a spool at once
     TIDY_NS = 1000000000
+    WINDOW_SPARE = 2
 
 
 cdef uint32_t take_blocks(oc_recorder* w) noexcept nogil:
@@ -114,13 +115,17 @@ cdef void supply(oc_recorder* w, bint nowhere) noexcept nogil:
     cdef uint64_t block
     for i in range(w.n_spools):
         have = w.free[i].mine - load_acquire_u32(w.free[i].shared_theirs)
-        if have * 4 < w.stock[i] and w.stocked[i] and w.stock[i] * 2 <= w.blocks_max // w.n_spools:
+        if have * 4 < w.stock[i] and w.stocked[i] and not w.window_ns and (
+                w.stock[i] * 2 <= w.blocks_max // w.n_spools):
             w.stock[i] *= 2
         while have < w.stock[i]:
-            block = <uint64_t>get_block(w)
-            if block == 0:
+            # A window keeps some blocks back, for the copies that a request begins with.
+            if w.window_ns and w.n_spare + w.blocks_max - w.blocks <= WINDOW_SPARE:
                 if window_expire(w):
                     continue
+                break
+            block = <uint64_t>get_block(w)
+            if block == 0:
                 if not nowhere or have * 4 >= w.stock[i] or w.first == w.last:
                     break
                 give_up_oldest(w)

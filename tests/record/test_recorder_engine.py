@@ -14,6 +14,7 @@ from appliance.errors import ConfigError
 from tests.engine.support import (
     consumed,
     consumer_table,
+    feed,
     number_of,
     open_sender,
     port_table,
@@ -40,7 +41,8 @@ def test_packets_of_both_queues_are_in_the_log_in_order_and_the_account_is_exact
     with started(recording(lab.b, tmp_path)) as engine:
         with open_sender(lab.a) as sender:
             for queue in (0, 1):
-                assert send_all(sender, packets[queue::2], queue) == 2000
+                for at in range(0, 2000, 500):
+                    assert send_all(sender, packets[queue::2][at : at + 500], queue) == 500
         assert wait_for(lambda: consumed(engine.statistics(), "keep")["frames"] == 4000)
         live = engine.statistics()
         assert live["memory"]["persistent"]["devices"][0]["path"] == str(tmp_path)
@@ -63,9 +65,7 @@ def test_with_the_disk_full_the_other_consumer_loses_nothing_and_the_state_says_
         text = recording(lab.b, disk / "log", segment_mib=1, memory_mib=4)
         with started(text) as engine:
             with open_sender(lab.a) as sender:
-                for at in range(0, 12000, 3000):
-                    packets = [udp(i, 1000) for i in range(at, at + 3000)]
-                    assert send_all(sender, packets) == 3000
+                feed(engine, "in0", sender, [udp(i, 1000) for i in range(12000)])
             assert wait_for(lambda: consumed(engine.statistics(), "c")["frames"] == 12000)
             live = engine.statistics()
             assert live["state"] == "degraded"
