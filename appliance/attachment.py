@@ -143,9 +143,8 @@ class Attachment:
             plan = size_queue(self.name, number, self.spec.frames, self.spec.frame_bytes, 0, None)
             self.plans.append(plan)
             rings = (plan.rx_ring, plan.tx_ring, plan.fill_ring, plan.fill_target)
-            self.queues.append(
-                LoopQueue(self._frames(plan, umem), number, *rings, self.spec.jumbo)
-            )
+            frames = self._frames(plan, umem)
+            self.queues.append(LoopQueue(frames, number, *rings, self.spec.jumbo))
 
     def _mode(self) -> str:
         if self.spec.mode != "auto":
@@ -272,10 +271,8 @@ class Attachment:
                 kernel[name] = kernel.get(name, 0) + count
             for name, count in queue.statistics().items():
                 own[name] = own.get(name, 0) + count
-        before = {name: kernel[name] for name in KERNEL_DROPS}
-        after = {name: own[name] for name in OWN_DROPS}
-        lost = {**{name: before[name] for name in self.LOST_ON_THE_WAY}, **after}
-        drops = {**before, **after}
+        drops = {name: {**kernel, **own}[name] for name in (*KERNEL_DROPS, *OWN_DROPS)}
+        lost = {name: drops[name] for name in (*self.LOST_ON_THE_WAY, *OWN_DROPS)}
         steering: dict[str, Any] = (
             self.steering.counters()
             if self.steering is not None

@@ -28,17 +28,22 @@ from cython_ext import (
 )
 from cython_ext.attached import Attached, AttachedBatch, AttachedFrame
 from cython_ext.endpoint import Endpoint
+from cython_ext.filter_jit import NativeFilter
 from cython_ext.frames import Frames
 from cython_ext.history import History
 from cython_ext.lending import Batch, Frame
+from cython_ext.log_device import Device as LogDevice
 from cython_ext.loop import LoopQueue
 from cython_ext.queue import Queue
+from cython_ext.recorder import Recorder as LogRecorder
 from cython_ext.share_members import Member as ShareMember
 from cython_ext.share_members import Share
 from cython_ext.shm_ring import ShmRing
 from cython_ext.slab_object import Slab
 from cython_ext.slab_tier import Cache as SlabCache
 from cython_ext.slab_tier import Slabs
+from cython_ext.spool import Spool
+from cython_ext.user_rules import Decisions, Filters
 from cython_ext.worker import Worker, bucket_upper_ns
 from cython_ext.xsk import XskQueue
 
@@ -56,7 +61,7 @@ def dpdk() -> types.SimpleNamespace:
     Imported when a port asks for them: DPDK's libraries cost a process 40 ms and 20 MiB.
     """
     try:
-        from cython_ext import dpdk_device, dpdk_eal, dpdk_pool, dpdk_port, dpdk_rules
+        from cython_ext import dpdk_device, dpdk_eal, dpdk_pool, dpdk_port
     except ImportError as error:
         raise HostError(
             f"this build has no DPDK ({error})",
@@ -67,7 +72,6 @@ def dpdk() -> types.SimpleNamespace:
         DpdkQueue=dpdk_port.DpdkQueue,
         Pool=dpdk_pool.Pool,
         eal=dpdk_eal,
-        rules=dpdk_rules,
     )
 
 
@@ -76,11 +80,16 @@ __all__ = [
     "AttachedBatch",
     "AttachedFrame",
     "Batch",
+    "Decisions",
     "Endpoint",
+    "Filters",
     "Frame",
     "Frames",
     "History",
+    "LogDevice",
+    "LogRecorder",
     "LoopQueue",
+    "NativeFilter",
     "Queue",
     "Share",
     "ShareMember",
@@ -88,6 +97,7 @@ __all__ = [
     "Slab",
     "SlabCache",
     "Slabs",
+    "Spool",
     "Worker",
     "XskQueue",
     "arena",

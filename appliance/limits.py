@@ -37,6 +37,18 @@ NUMA_NODES_MAX = 1024  # MAX_NUMNODES of Debian's kernels
 MEMORY_EVENTS_MAX = 256  # remembered; merged within a second: minutes of trouble in 64 kB
 HOLD_MS_MAX = 3_600_000  # an hour: a longer hold is a leak
 
+# ------------------------------------------------------------------ the persistent tier
+RECORD_PORTS_MAX = 32  # OC_LOG_PORTS_MAX of oc_log_format.h: a segment's header names them
+SEGMENT_MIB_MAX = 65_536  # OC_LOG_SEGMENT_BYTES_MAX
+RECORD_MEMORY_MIB_MIN = 1  # 16 blocks: two for each of 8 workers
+COMMIT_MS_MAX = 60_000  # nobody waits a minute for "durable"
+COMMIT_KIB_MAX = 1 << 20
+WINDOW_S_MAX = 86_400  # memory is the real limit
+LIMIT_MIB_MAX = 1 << 40
+MAX_AGE_S_MAX = 10 * 366 * 86_400
+SNAP_BYTES_MAX = 65_535
+FLOW_BYTES_MAX = 1 << 40
+
 # ------------------------------------------------------------------ engine
 # of cython_ext/worker.pxd: WORKER_QUEUES_MAX, CONSUMERS_MAX, ROUTE_CONSUMERS_MAX
 WORKER_QUEUES_MAX = 8  # queues that forwarding joins in one memory

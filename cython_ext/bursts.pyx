@@ -1,19 +1,21 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=True
 """Bursts over rings: what AF_XDP and loop share of the way in and out.
 
-Taking a burst from the RX ring, replacement first; posting FILL; sending; reaping completions.
+Taking a burst from the RX ring, replacement first; sending; reaping completions. Posting to FILL is
+filling.pyx.
 Everything here runs without the GIL, by the owner of the UMEM, and keeps the ledger.
 """
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from cython_ext.atomics cimport (OC_LEDGER_ON, count_u64, likely, prefetch, store_relaxed_u64,
                                  unlikely)
-from cython_ext.frames cimport (FILL, FREE, GENERATION_MASK, LEASED, RX, TX, frame_free,
-                                frame_mark, frames_free, frames_note, oc_entry, oc_umem,
+from cython_ext.filling cimport fill_floor, fill_up
+from cython_ext.frames cimport (FILL, GENERATION_MASK, LEASED, RX, TX, frame_free,
+                                frame_mark, frames_note, oc_entry, oc_umem,
                                 word_generation, word_of, word_state)
-from cython_ext.history cimport COMPLETED, POSTED, QUEUED, RECEIVED
-from cython_ext.queue cimport (BURST, FRAGS_MAX, OC_META_FRAGS, OC_META_MAGIC, OC_META_VERSION,
+from cython_ext.history cimport COMPLETED, QUEUED, RECEIVED
+from cython_ext.queue cimport (FRAGS_MAX, OC_META_FRAGS, OC_META_MAGIC, OC_META_VERSION,
                                oc_burst, oc_meta, oc_queue)
 from cython_ext.rings cimport (oc_desc, oc_ring, ring_addr, ring_desc, ring_free, ring_publish,
                                ring_ready, ring_release)
@@ -26,90 +28,12 @@ cdef enum:
     # oc_meta's first eight bytes as one little-endian word: magic, version, flags, rule id.
     META_MASK = 0xffffff
     META_HEAD = 0x014f43          # OC_META_MAGIC, OC_META_VERSION
-    AHEAD = 4                     # packets whose metadata is asked for in advance: 80 cycles; with
-                                  # 8 and more they pushed each other out of one set of the cache
+    # Packets whose metadata is asked for in advance: 80 cycles. With 8 and more they pushed each
+    # other out of their one set of the first cache.
+    AHEAD = 4
 
 
 # ------------------------------------------------------------------------------------ receiving
-
-cdef uint32_t fill_up(oc_queue* q, uint32_t more) noexcept nogil:
-    """Posts up to `more` free frames to FILL; returns how many there was memory and room for."""
-    cdef oc_umem* um = q.um
-    cdef oc_ring* r = &q.fill
-    cdef uint32_t i, frame, n = more, room
-    cdef uint32_t mask = r.mask, at = r.mine, shift = um.frame_shift
-    cdef uint64_t* entries = <uint64_t*>r.entries
-    cdef oc_entry* ledger = um.ledger
-    cdef const uint32_t* stack
-    if n > um.rx_free_n:
-        n = um.rx_free_n
-    room = ring_free(r, n)
-    if n > room:
-        n = room
-    stack = um.rx_free + um.rx_free_n
-    for i in range(n):
-        frame = stack[-<int64_t>i - 1]
-        if OC_LEDGER_ON:
-            store_relaxed_u64(&ledger[frame].word, (ledger[frame].word & GENERATION_MASK) | FILL)
-        entries[(at + i) & mask] = <uint64_t>frame << shift
-    um.rx_free_n -= n
-    if unlikely(um.history != NULL):
-        for i in range(n):
-            frame = stack[-<int64_t>i - 1]
-            frames_note(um, &frame, 1, POSTED, q.queue_id)
-    r.mine += n
-    q.filled += n
-    if n:
-        ring_publish(r)
-    return n
-
-
-cdef inline uint32_t fill_floor(const oc_queue* q) noexcept nogil:
-    """What FILL holds at least while frames last. It may sink by a burst below its target: the
-    frames of that burst come straight back (frames_home), or the next one posts others."""
-    cdef uint32_t target = q.fill_target
-    return target - BURST if target >= 4 * BURST else target
-
-
-cdef void frames_home(oc_queue* q, const uint32_t* frames, uint32_t n) noexcept nogil:
-    """Frames of a burst that nobody kept: to FILL, up to its target, and what is left to the pools.
-
-    Straight to FILL is one step of the ledger instead of two and no turn through the free pool:
-    1.2 ns a packet less (`bench loop`). With a history all go through the pool, step by step.
-    """
-    cdef oc_umem* um = q.um
-    cdef oc_ring* r = &q.fill
-    cdef oc_entry* ledger = um.ledger
-    cdef uint64_t* entries = <uint64_t*>r.entries
-    cdef uint32_t mask = r.mask, at = r.mine, shift = um.frame_shift, rx_frames = um.rx_frames
-    cdef uint32_t target = q.fill_target         # once: the governor lowers it at any time
-    cdef uint32_t i, frame, room, direct = 0
-    cdef uint64_t word
-    if q.filled < target and um.history == NULL:
-        direct = target - q.filled
-        if direct > n:
-            direct = n
-        room = ring_free(r, direct)
-        if direct > room:
-            direct = room
-    for i in range(direct):
-        frame = frames[i]
-        if OC_LEDGER_ON:
-            word = ledger[frame].word
-            if unlikely(word_state(word) == FREE or frame >= rx_frames):
-                frame_free(um, frame)            # a violation, or of the other pool
-                continue
-            store_relaxed_u64(&ledger[frame].word,
-                              (word & GENERATION_MASK) + ((<uint64_t>1 << 32) | FILL))
-        entries[at & mask] = <uint64_t>frame << shift
-        at += 1
-    q.filled += at - r.mine
-    if at != r.mine:
-        r.mine = at
-        ring_publish(r)
-    if direct < n:
-        frames_free(um, frames + direct, n - direct)
-
 
 cdef uint32_t whole_packets(oc_queue* q, uint32_t descriptors, uint32_t packets) noexcept nogil:
     """How many of the ready descriptors make up complete packets, at most `packets` of them."""

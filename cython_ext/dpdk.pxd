@@ -1,14 +1,9 @@
 # DPDK, declared: every type, function and constant of it that we use, and nothing else. Pure
-# declarations; the owners are dpdk_eal, dpdk_pool, dpdk_rules and dpdk_port. The text behind is
+# declarations; the owners are dpdk_eal, dpdk_pool, dpdk_bursts and dpdk_device. The text behind is
 # include/oc_dpdk.h.
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from cython_ext.pcap cimport bpf_insn
-
 cdef extern from "oc_dpdk.h" nogil:
-    """
-    typedef uint64_t (*oc_match)(void*);
-    """
     # ------------------------------------------------------------------------------- mbuf, mempool
     enum:
         OC_MBUF_AT
@@ -152,15 +147,6 @@ cdef extern from "oc_dpdk.h" nogil:
     int rte_dev_remove(rte_device* device)
     int rte_dev_dma_map(rte_device* device, void* at, uint64_t iova, size_t length)
     int rte_dev_dma_unmap(rte_device* device, void* at, uint64_t iova, size_t length)
-
-    # ------------------------------------------------------------------------------------ rte_bpf
-    ctypedef uint64_t (*oc_match)(void*) noexcept nogil
-    struct rte_bpf:
-        pass
-    rte_bpf* oc_bpf_load(bpf_insn* code, unsigned length)
-    void* oc_bpf_function(rte_bpf* bpf)
-    uint64_t rte_bpf_exec(const rte_bpf* bpf, void* context)
-    void rte_bpf_destroy(rte_bpf* bpf)
 
     # ---------------------------------------------------------------------------------------- EAL
     const char* RTE_EAL_PMD_PATH

@@ -18,11 +18,11 @@ from cython_ext.dpdk cimport (OC_BUFFER_AT, OC_DATA_AT, OC_MBUF_AT, oc_mbuf_send
                               rte_mbuf, rte_pktmbuf_free, rte_pktmbuf_read)
 from cython_ext.dpdk_pool cimport (NOBODY, oc_dpdk, oc_pool, pool_collect, pool_enter, pool_leave,
                                    pool_take)
-from cython_ext.dpdk_rules cimport oc_rules, rules_decide
 from cython_ext.frames cimport TX, oc_umem, word_state
 from cython_ext.queue cimport (FRAGS_MAX, OC_META_FRAGS, OC_META_MAGIC, OC_META_VERSION, oc_burst,
                                oc_meta, oc_queue)
 from cython_ext.rings cimport oc_desc, ring_addr, ring_desc
+from cython_ext.user_rules cimport LINEAR_MAX, oc_rules, rules_decide
 
 cdef extern from "openclaw_abi.h":
     enum:
@@ -97,6 +97,19 @@ cdef rte_mbuf* copy_in(oc_queue* q, oc_dpdk* d, rte_mbuf* m) noexcept nogil:
     return fresh[0]
 
 
+cdef inline uint32_t decide(oc_rules* rules, rte_mbuf* m, uint32_t* flags) noexcept nogil:
+    """Rule id and verdict; a packet of several segments is shown to the filters in one piece."""
+    cdef const uint8_t* data = <const uint8_t*>m.buf_addr + m.data_off
+    cdef uint32_t length = m.pkt_len
+    if unlikely(m.nb_segs > 1):
+        length = length if length < LINEAR_MAX else LINEAR_MAX
+        data = <const uint8_t*>rte_pktmbuf_read(m, 0, length, rules.linear)
+        if data == NULL:          # shorter than it says: a driver's fault, and not ours to crash on
+            return rules_decide(rules, <const uint8_t*>m.buf_addr + m.data_off, m.data_len,
+                                m.data_len, flags)
+    return rules_decide(rules, data, m.data_len, length, flags)
+
+
 cdef void device_receive(oc_queue* q, oc_dpdk* d, uint64_t when) noexcept nogil:
     """What the driver has: past the rules, and into RX; what they do not want back to FILL."""
     cdef rte_mbuf* packets[DEVICE_BURST]
@@ -118,7 +131,7 @@ cdef void device_receive(oc_queue* q, oc_dpdk* d, uint64_t when) noexcept nogil:
         if i + 4 < n:
             prefetch(packets[i + 4])
         flags = 0
-        decided = rules_decide(rules, m, &flags) if rules != NULL else 0
+        decided = decide(rules, m, &flags) if rules != NULL else 0
         if rules == NULL or (decided & ((1 << OC_VERDICT_BITS) - 1)) != OC_VERDICT_CONSUME:
             rte_pktmbuf_free(m)
             continue

@@ -3,7 +3,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from cython_ext.dpdk cimport rte_mbuf, rte_mempool
-from cython_ext.dpdk_rules cimport oc_rules
+from cython_ext.user_rules cimport oc_rules
 from cython_ext.frames cimport Frames, oc_umem, pthread_mutex_t
 from cython_ext.queue cimport oc_queue
 

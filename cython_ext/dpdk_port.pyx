@@ -12,11 +12,12 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from cython_ext.atomics cimport load_acquire_u64, store_release_u64
-from cython_ext.bursts cimport fill_up, reap, rings_tx_burst
+from cython_ext.bursts cimport reap, rings_tx_burst
+from cython_ext.filling cimport fill_up
 from cython_ext.dpdk cimport OC_DATA_AT
 from cython_ext.dpdk_bursts cimport dpdk_kick, dpdk_nudge, dpdk_rx_burst
 from cython_ext.dpdk_pool cimport Pool, oc_dpdk, pool_collect
-from cython_ext.dpdk_rules cimport Decisions
+from cython_ext.user_rules cimport Decisions
 from cython_ext.frames cimport Frames, pthread_mutex_lock, pthread_mutex_unlock
 from cython_ext.queue cimport Queue, oc_queue
 from cython_ext.rings cimport oc_desc, oc_ring

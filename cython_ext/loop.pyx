@@ -15,7 +15,8 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 
 from cython_ext.atomics cimport load_acquire_u64, store_release_u64
 from cython_ext.frames cimport Frames, oc_umem
-from cython_ext.bursts cimport fill_up, reap, rings_rx_burst, rings_tx_burst
+from cython_ext.bursts cimport reap, rings_rx_burst, rings_tx_burst
+from cython_ext.filling cimport fill_up
 from cython_ext.queue cimport (OC_META_FRAGS, OC_META_MAGIC, OC_META_VERSION, Queue, now_ns,
                                oc_burst, oc_meta, oc_queue)
 from cython_ext.rings cimport oc_desc, oc_ring, ring_addr, ring_desc

@@ -11,7 +11,7 @@ from libc.string cimport memcpy
 from cython_ext.atomics cimport (count_u64, likely, load_acquire_u32, load_acquire_u64,
                                  load_relaxed_u32, load_relaxed_u64, store_relaxed_u32,
                                  store_relaxed_u64, store_release_u32, store_release_u64, unlikely)
-from cython_ext.bursts cimport frames_home
+from cython_ext.filling cimport frames_home
 from cython_ext.flow cimport bucket_of
 from cython_ext.frames cimport (LEASED, NO_QUEUE, RX, frame_release_leased, frames_note,
                                 pthread_mutex_lock, pthread_mutex_unlock, word_generation,

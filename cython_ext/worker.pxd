@@ -1,12 +1,14 @@
 # The worker of one UMEM: queues, consumers, routes. See worker.pyx for the order of a round.
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t
 from cython_ext.queue cimport oc_burst, oc_queue
 from cython_ext.sharing cimport WORKER_SHARES_MAX, oc_share
+from cython_ext.spool cimport oc_spool
 
 cdef enum:
     CONSUMERS_MAX = 256           # of one worker; one that forwards counts for each queue
     ROUTE_CONSUMERS_MAX = 8       # of one rule
     WORKER_QUEUES_MAX = 8         # ports that share one UMEM (forwarding between them)
+    WORKER_SPOOLS_MAX = 16        # recording consumers of one worker
     HISTOGRAM = 1024              # 64 powers of two, 16 steps each: 6 % resolution
 
 cdef enum:
@@ -15,11 +17,13 @@ cdef enum:
     REFLECT = 2
     FORWARD = 3
     SHARE = 5
+    RECORD = 4
 
 cdef struct oc_consumer:
     uint32_t kind
     int32_t target                # FORWARD: which of the worker's queues sends
     oc_share* share               # SHARE: its members in other processes
+    oc_spool* spool               # RECORD: where the packets are copied to
     uint64_t frames
     uint64_t bytes
     uint64_t dropped              # taken, but could not be passed on
@@ -36,6 +40,7 @@ cdef struct oc_routes:            # open addressing; built whole, published by p
 cdef struct oc_lane:              # one queue as the worker sees it
     oc_queue* q
     oc_routes* routes
+    uint16_t port                 # its number in recordings
     uint32_t pending              # descriptors gathered for its TX in this round
     uint32_t* frame
     uint64_t* addr
@@ -56,7 +61,12 @@ cdef struct oc_worker:
     oc_share* shares[WORKER_SHARES_MAX]
     uint32_t n_shares
     uint32_t stop                 # set by others, release/acquire
+    uint32_t nap_us               # when nothing is there; 0: look again at once
     uint32_t slow_ns              # tests only: time that each packet takes (see Worker.slow)
+    oc_spool* spools[WORKER_SPOOLS_MAX]
+    uint32_t n_spools
+    uint32_t sleep_ms             # at most, until the next block is old
+    uint64_t now                  # of the last burst
     uint64_t slow_due             # when what was taken so far will have had its time
     uint32_t round                # advanced every round: others wait for it to move
     uint64_t sleeps

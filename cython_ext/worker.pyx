@@ -5,8 +5,9 @@ A round, for each of its queues: take a burst (replacement first), hand every pa
 consumers of its rule, gather what is to be sent, recycle the rest, send, reap completions. When no
 queue had anything for a while it sleeps in poll(), unless the port polls busily. It owns the frames
 of its UMEM; nobody else moves them while it runs. Starting, pinning and stopping the thread is the
-engine's; so is everything that a round does not need. A little longer than other rooms: the round
-and what starts it belong together.
+engine's; so is everything that a round does not need. A recording consumer copies into a spool
+(spool.pxd) and is asked once a round whether its open block is old. A little longer than other
+rooms: the round and what starts it belong together.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
@@ -19,13 +20,15 @@ import numpy as np
 from cython_ext.atomics cimport (count_u64, likely, load_acquire_u32,
                                  store_release_u32, store_release_u64, unlikely)
 from cython_ext.frames cimport frame_free, frames_free, oc_umem
-from cython_ext.bursts cimport frames_home, reap
+from cython_ext.bursts cimport reap
+from cython_ext.filling cimport frames_home
 from cython_ext.histogram cimport record_latency
 from cython_ext.poll cimport POLLIN, poll, pollfd
 from cython_ext.queue cimport (BURST, FRAGS_MAX, Queue, burst_alloc, burst_dispose, now_ns,
                                oc_burst, oc_queue)
 from cython_ext.share_members cimport Share
 from cython_ext.sharing cimport (WORKER_SHARES_MAX, share_free_rest, share_packets, share_tick)
+from cython_ext.spool cimport Spool, spool_packets, spool_tick
 
 cdef extern from "oc_xdp.h":
     enum:
@@ -34,12 +37,13 @@ cdef extern from "oc_xdp.h":
 cdef enum:
     TX_MAX = 1024                 # descriptors gathered for one lane in one round
     SPIN_NS = 20000               # look again for this long before sleeping: a wake-up costs ~5 us
+    NAPS_NS = 2000000             # so long after the last packet; then poll() waits for the next
     NAP_US = 50                   # a ring of 2,048 fills in 200 us at 10 Mpps
     SLOW_SLACK_NS = 50000000      # tests only: how much lateness a slowed worker makes up for
     SLEEP_MS = 100                # longest sleep; stop is noticed sooner, through the eventfd
 
 KINDS = {"count": COUNT, "drop": DROP, "reflect": REFLECT, "forward": FORWARD,
-         "share": SHARE}
+         "record": RECORD, "share": SHARE}
 
 
 def bucket_upper_ns(uint32_t bucket):
@@ -122,6 +126,9 @@ cdef void deliver_run(oc_worker* w, oc_lane* lane, const oc_burst* b, const oc_r
             count_u64(&c.bytes, total)
             if c.kind == DROP:
                 count_u64(&lane.dropped_consumer, n)
+            elif c.kind == RECORD:
+                spool_packets(c.spool, um, b, start, end, route.rule_id, lane.port,
+                              lane.q.queue_id)
             elif c.kind == REFLECT:
                 to = lane
                 reflect = True
@@ -192,6 +199,7 @@ cdef uint32_t one_round(oc_worker* w, oc_burst* b) noexcept nogil:
         when = now_ns()
         got = lane.q.rx_burst(lane.q, b, BURST, 0, when)
         lane.rounds += 1
+        w.now = when
         if got or b.frags:
             lane.rounds_with_packets += 1
             deliver(w, lane, b, when)
@@ -217,6 +225,8 @@ cdef uint64_t run_worker(oc_worker* w, oc_burst* b, pollfd* waits, uint32_t n_wa
     while not load_acquire_u32(&w.stop) and packets < limit:
         got = one_round(w, b)
         packets += got
+        if w.n_spools:
+            tick_spools(w, now_ns() if got == 0 else w.now)
         if unlikely(w.slow_ns != 0) and got:
             take_time(w, got)
         if got or w.lanes[0].q.busy:
@@ -225,12 +235,16 @@ cdef uint64_t run_worker(oc_worker* w, oc_burst* b, pollfd* waits, uint32_t n_wa
         now = now_ns()
         if idle_since == 0:
             idle_since = now
+        if w.nap_us and now - idle_since < NAPS_NS:
+            # Who only stores packets need not look at each of them at once: looking again and
+            # again took three quarters of a core at 470,000 packets/s, naps take a tenth.
+            usleep(w.nap_us)
         elif now - idle_since > SPIN_NS:
             w.sleeps += 1
             if n_waits == 1:
                 usleep(NAP_US)    # nothing would wake us: loop and DPDK ports
                 continue          # completions wake nobody: while some are due, sleep shortly
-            poll(waits, n_waits, 1 if anything_sending(w) else SLEEP_MS)
+            poll(waits, n_waits, 1 if anything_sending(w) else w.sleep_ms)
             idle_since = 0
     return packets
 
@@ -243,6 +257,17 @@ cdef void take_time(oc_worker* w, uint32_t packets) noexcept nogil:
         usleep(<uint32_t>((w.slow_due - now) // 1000))
 
 
+cdef void tick_spools(oc_worker* w, uint64_t now) noexcept nogil:
+    """Hands old blocks over, and says how long the worker may sleep before the next is."""
+    cdef uint32_t i
+    cdef uint64_t due, soonest = <uint64_t>SLEEP_MS * 1000000
+    for i in range(w.n_spools):
+        due = spool_tick(w.spools[i], now)
+        if due and due < soonest:
+            soonest = due
+    w.sleep_ms = <uint32_t>(soonest // 1000000) + (1 if soonest % 1000000 else 0)
+
+
 cdef bint anything_sending(oc_worker* w) noexcept nogil:
     cdef uint32_t i, total = 0
     for i in range(w.n_lanes):
@@ -251,9 +276,10 @@ cdef bint anything_sending(oc_worker* w) noexcept nogil:
 
 
 cdef class Worker:
-    """`Worker(queues, consumers)`: queues share one Frames; consumers is a list of
-    (kind, target), target being the index in `queues` that a forward consumer sends on, the Share
-    of one that shares, or -1.
+    """`Worker(queues, consumers, ports)`: queues share one Frames; consumers is a list of
+    (kind, target), target being the index in `queues` that a forward consumer sends on, the Spool
+    of one that records, the Share of one that shares, or -1. ports: the number of each queue's
+    port in a recording (0).
     """
     cdef oc_worker w
     cdef oc_burst b
@@ -261,16 +287,15 @@ cdef class Worker:
     cdef pollfd[WORKER_QUEUES_MAX + 1] waits
     cdef uint32_t n_waits
     cdef int wake_fd
-    cdef list shares                      # they must outlive the worker's last round
+    cdef list kept                        # spools and shares among them outlive the worker
     cdef list retired                     # (route table that was replaced, round of that moment)
 
-    def __cinit__(self, list queues, list consumers):
+    def __cinit__(self, list queues, list consumers, ports=None):
         cdef Queue queue
         cdef uint32_t i = 0
         memset(&self.w, 0, sizeof(oc_worker))
         self.wake_fd = -1
         self.retired = []
-        self.shares = []
         if not 1 <= len(queues) <= WORKER_QUEUES_MAX:
             raise ValueError(f"{len(queues)} queues on one UMEM: 1 to {WORKER_QUEUES_MAX}")
         if len(consumers) > CONSUMERS_MAX:
@@ -284,14 +309,19 @@ cdef class Worker:
             if queue.frames is not queues[0].frames:
                 raise ValueError("the queues of a worker share one UMEM")
             self._lane(&self.w.lanes[i], queue)
+            self.w.lanes[i].port = ports[i] if ports is not None else 0
             i += 1
         self.w.n_lanes = i
+        self.w.sleep_ms = SLEEP_MS
+        self.kept = consumers
         for kind, target in consumers:
             if kind == "forward" and not 0 <= target < len(queues):
                 raise ValueError(f"forward: queue {target} is not this worker's")
             self.w.consumers[self.w.n_consumers].kind = KINDS[kind]
             if kind == "share":
                 self._share(&self.w.consumers[self.w.n_consumers], target)
+            elif kind == "record":
+                self._record(&self.w.consumers[self.w.n_consumers], target)
             else:
                 self.w.consumers[self.w.n_consumers].target = target
             self.w.n_consumers += 1
@@ -303,7 +333,14 @@ cdef class Worker:
         consumer.share = &share.s
         self.w.shares[self.w.n_shares] = &share.s
         self.w.n_shares += 1
-        self.shares.append(share)
+        return 0
+
+    cdef int _record(self, oc_consumer* consumer, Spool spool) except -1:
+        if self.w.n_spools == WORKER_SPOOLS_MAX:
+            raise ValueError(f"more than {WORKER_SPOOLS_MAX} recording consumers of one worker")
+        consumer.spool = &spool.s
+        self.w.spools[self.w.n_spools] = &spool.s
+        self.w.n_spools += 1
         return 0
 
     cdef int _lane(self, oc_lane* lane, Queue queue) except -1:
@@ -382,6 +419,10 @@ cdef class Worker:
         with nogil:
             packets = run_worker(&self.w, &self.b, self.waits, self.n_waits, limit)
         return packets
+
+    def nap(self, uint32_t microseconds):
+        """How long to nap when nothing is there, instead of looking again; 0: look again."""
+        self.w.nap_us = microseconds
 
     def slow(self, uint32_t ns_per_packet):
         """Fault injection: consumers that take so long for each packet; 0 ends it."""

@@ -19,7 +19,8 @@ import os
 import time
 
 from cython_ext.frames cimport Frames, pthread_mutex_lock, pthread_mutex_unlock
-from cython_ext.bursts cimport fill_up, reap, rings_rx_burst, rings_tx_burst
+from cython_ext.bursts cimport reap, rings_rx_burst, rings_tx_burst
+from cython_ext.filling cimport fill_up
 from cython_ext.queue cimport Queue, oc_queue
 from cython_ext.rings cimport oc_desc, oc_ring
 from cython_ext.atomics cimport load_acquire_u32

@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2016
 # Sourced by the scripts that make a Debian tree: the host's way to packages, taken along.
 # Owns the functions below, no state but `suite_options`. It is not a script of its own.
 #

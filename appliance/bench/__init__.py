@@ -73,6 +73,12 @@ def _share(options: Options, poll: str | None) -> list[dict[str, Any]]:
     return share.run(options, poll or POLL)
 
 
+def _record(options: Options, poll: str | None) -> list[dict[str, Any]]:
+    from appliance.bench import disk, record
+
+    return record.run(options, poll or POLL) + disk.run(options)
+
+
 BENCHMARKS: dict[str, Callable[[Options, str | None], list[dict[str, Any]]]] = {
     "loop": _loop,
     "rx": _rx,
@@ -83,6 +89,7 @@ BENCHMARKS: dict[str, Callable[[Options, str | None], list[dict[str, Any]]]] = {
     "slab": _slab,
     "ring": _ring,
     "share": _share,
+    "record": _record,
 }
 
 # Who each can be compared with, by the names that --against takes.
@@ -96,7 +103,10 @@ PEERS = {
     "slab": ("rte_mempool",),
     "ring": ("rte_ring",),
     "share": ("inline-count",),
+    "record": ("tcpdump", "dumpcap", "netsniff-ng", "fio"),
 }
+SIZES = {"record": (256, 1514)}  # packet sizes where none are asked for
+SIZES_USUAL = (64, 1514)
 
 
 def run(name: str, options: Options, poll: str | None = None) -> dict[str, Any]:

@@ -26,6 +26,9 @@ _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 # Where a tool says its version; testpmd has no option for it and prints it when it starts.
 _TOOLS = {
     "tcpdump": (["tcpdump", "--version"], r"tcpdump version (\S+)"),
+    "dumpcap": (["dumpcap", "--version"], r"Dumpcap \(Wireshark\) (\S+)"),
+    "netsniff-ng": (["netsniff-ng", "--version"], r"netsniff-ng (\S+)"),
+    "fio": (["fio", "--version"], r"fio-(\S+)"),
     "dpdk-testpmd": (["dpkg-query", "-W", "-f", "${Version}", "dpdk-dev"], r"(\S+)"),
 }
 _PACKAGES = ("openclaw-appliance", "numpy", "scapy")
@@ -90,6 +93,18 @@ def _read(path: str) -> str:
         return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+def file_system(path: Path) -> str:
+    """Kind and device of the file system that a path is on, from /proc/mounts."""
+    best = ("", "?", "?")
+    for line in _read("/proc/mounts").splitlines():
+        device, where, kind = line.split()[:3]
+        inside = str(path.resolve()) == where or str(path.resolve()).startswith(
+            where.rstrip("/") + "/")
+        if inside and len(where) >= len(best[0]):
+            best = (where, kind, device)
+    return f"{best[1]} on {best[2]}"
 
 
 class Hugepages:

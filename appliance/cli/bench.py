@@ -24,7 +24,8 @@ ALL = "all"
 @click.option("--seconds", default=1.0, show_default=True, type=click.FloatRange(0.05, 60),
               help="How long each measurement lasts.")
 @click.option("--size", "sizes", multiple=True, type=click.IntRange(60, 1514),
-              help="Packet size in bytes; may be repeated (default: 64 and 1514).")
+              help="Packet size in bytes; may be repeated (default: 64 and 1514; record: 256 "
+                   "and 1514).")
 @click.option("--poll", type=click.Choice(["irq", "defer", "busy"]),
               help="Our polling profile (default: irq; rx and forward: busy; latency: all).")
 @click.option("--load", "loads", multiple=True, type=click.Choice(bench.LOADS),
@@ -45,7 +46,8 @@ def command(out: output.Output, name: str, against: str | None, reps: int, secon
     reports = []
     with out.progress(f"bench {name}", None):
         for one in names:
-            options = bench.Options(peers, reps, seconds, sizes or (64, 1514), loads or ("afxdp",),
+            usual = bench.SIZES.get(one, bench.SIZES_USUAL)
+            options = bench.Options(peers, reps, seconds, sizes or usual, loads or ("afxdp",),
                                     progress=out.note if not out.errors.is_terminal else _quiet)
             reports.append(bench.run(one, options, poll))
     if page is not None:

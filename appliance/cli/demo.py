@@ -10,7 +10,6 @@ from rich.text import Text
 
 from appliance import capture, demo
 from appliance.cli import output
-from appliance.errors import ConfigError
 
 LISTED_MAX = 20
 _SKIPPED = {
@@ -27,7 +26,7 @@ _SKIPPED = {
               help="Replay each capture this often.")
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True, max=1e9), metavar="PPS",
               help="Packets per second; as fast as it goes if absent.")
-@click.option("--keep", metavar="DIR", help="Leave the recording in DIR (needs the log).")
+@click.option("--keep", metavar="DIR", help="Leave the recording of what was received in DIR.")
 @output.json_option
 def command(out: output.Output, files: tuple[str, ...], repeat: int, rate: float | None,
             keep: str | None) -> None:
@@ -36,8 +35,6 @@ def command(out: output.Output, files: tuple[str, ...], repeat: int, rate: float
     Makes two namespaces, steers by XDP, receives in UMEM, accounts for every packet, and takes all
     of it down again. Without --pcap it replays a small capture of its own.
     """
-    if keep is not None:
-        raise ConfigError(f"--keep: {keep}: this version records nothing yet; leave --keep out")
     captures = [capture.read_capture(name) for name in files or (demo.SAMPLE,)]
     for one in captures:
         capture.ethernet_only(one)
@@ -45,7 +42,8 @@ def command(out: output.Output, files: tuple[str, ...], repeat: int, rate: float
             out.note(f"{one.name} is damaged further in ({one.truncated}); "
                      "what precedes it is sent")
     with out.progress("packets", repeat * sum(map(len, captures))) as progress:
-        found = demo.run(captures, repeat=repeat, rate=rate, progress=progress)
+        found = demo.run(captures, repeat=repeat, rate=rate, keep=keep,
+                         progress=progress)
     out.result(found, _show)
     if found["faults"]:
         more = len(found["faults"]) - 1
@@ -113,9 +111,16 @@ def _figures(found: dict[str, Any]) -> Any:
         ("memory", f"{fast['bytes'] >> 20} MiB in {memory['backing']} pages, {memory['state']}"),
         ("attached", f"{port['attach_mode']} XDP, {mode}, {len(port['queues'])} queues"
                      f"{', jumbo' if port['jumbo'] else ''}"),
+        *_recorded(found),
         *(("note", reason) for reason in found["notes"]),
     )
     return output.table(None, ("", ""), rows)
+
+
+def _recorded(found: dict[str, Any]) -> list[tuple[str, str]]:
+    return [("recorded", f"{one['record']['durable']:,} packets, {one['record']['durable_bytes']:,}"
+                         f" bytes in {one['record']['devices'][0]['path']}")
+            for one in found["consumers"] if "record" in one]
 
 
 def _gigabits(found: dict[str, Any]) -> float:

@@ -12,11 +12,13 @@ from typing import Any
 import click
 
 from appliance.cli import output
+from appliance.engine import client
 from appliance.errors import ConfigError
 from appliance.record import Store, open_log, recover, verify
 from appliance.record.export import export, target
 from appliance.record.listing import listing
 from appliance.record.select import parse_time
+from appliance.record.settings import duration
 
 _places = click.argument("directory", nargs=-1, required=True, metavar="DIR...")
 
@@ -63,6 +65,20 @@ def recover_(out: output.Output, directory: tuple[str, ...]) -> None:
     out.result(told, _render_report)
     if told["state"] == "damaged":
         raise SystemExit(1)
+
+
+@command.command("keep")
+@click.option("--last", required=True, metavar="TIME",
+              help="How far back: 30s, 500ms, 2m.")
+@click.option("--match", default="", metavar="EXPR", help="Only these packets (pcap filter).")
+@click.option("--consumer", help="Which recording consumer, if several have a window.")
+@click.option("--socket", default=client.SOCKET, show_default=True, help="The control socket.")
+@output.json_option
+def keep_(out: output.Output, last: str, match: str, consumer: str | None, socket: str) -> None:
+    """Write what a running recorder has in its window (window_s) of the last TIME to its log."""
+    told = client.ask(socket, "log.keep", last_s=duration(last), match=match, consumer=consumer)
+    out.result(told, lambda found: f"{found['consumer']}: {found['packets']:,} packets "
+               f"{'kept' if found['durable'] else 'on their way to the disk'}")
 
 
 @command.command("export")

@@ -60,7 +60,8 @@ def _port(path: str, port: PortConfig) -> None:
     if port.backend == "loop" and port.netns:
         raise field_error(f"{path}.netns", port.netns, "not with backend loop")
     if port.backend != "afxdp":
-        for key, default in (("mode", "auto"), ("attach", "auto"), ("no_socket", "pass"), ("pause", "")):
+        defaults = {"mode": "auto", "attach": "auto", "no_socket": "pass", "pause": ""}
+        for key, default in defaults.items():
             if getattr(port, key) != default:
                 raise field_error(f"{path}.{key}", getattr(port, key), "only with backend afxdp")
     if port.backend == "loop" and port.poll != "irq":

@@ -10,13 +10,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from appliance import limits
-
-
-class Allowed(str):
-    """The words for what a field may hold, kept in the field's metadata."""
+from appliance.config.base import Allowed, Model
+from appliance.config.record import RecordKeys
 
 
 def _matches(pattern: str):
@@ -116,13 +114,7 @@ _Names = Annotated[
 NodeNumber = Annotated[int, Field(ge=0, lt=limits.NUMA_NODES_MAX)]
 
 
-class _Model(BaseModel):
-    """Strict: "4096" is no number, 1 is no boolean, and a key that nobody reads is an error."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
-
-
-class MemoryConfig(_Model):
+class MemoryConfig(Model):
     hugepages: Annotated[
         Literal["auto", "require", "off", "1G"], _one_of("auto", "require", "off", "1G")
     ] = "auto"
@@ -155,7 +147,7 @@ class MemoryConfig(_Model):
     ] = "auto"
 
 
-class PortConfig(_Model):
+class PortConfig(Model):
     name: Name
     interface: InterfaceName | None = Field(default=None)
     device: Annotated[
@@ -192,7 +184,7 @@ class PortConfig(_Model):
     no_socket: Annotated[Literal["pass", "drop"], _one_of("pass", "drop")] = "pass"
 
 
-class RuleConfig(_Model):
+class RuleConfig(Model):
     port: Name
     match: Annotated[
         str,
@@ -215,7 +207,7 @@ class RuleConfig(_Model):
     ] = 10
 
 
-class ConsumerConfig(_Model):
+class ConsumerConfig(RecordKeys):
     name: Name
     kind: Annotated[
         Literal["count", "drop", "reflect", "forward", "record", "share"],
@@ -266,7 +258,7 @@ class ConsumerConfig(_Model):
         return (self.directory,) if isinstance(self.directory, str) else tuple(self.directory)
 
 
-class ControlConfig(_Model):
+class ControlConfig(Model):
     socket: Annotated[
         str,
         AfterValidator(_socket_path),
@@ -279,7 +271,7 @@ class ControlConfig(_Model):
     ] = "127.0.0.1:9477"
 
 
-class Config(_Model):
+class Config(Model):
     """One whole configuration. The tables are singular in the file and plural here."""
 
     memory: Annotated[MemoryConfig, Allowed("a table, written [memory]")] = MemoryConfig()
@@ -292,12 +284,12 @@ class Config(_Model):
         list[RuleConfig],
         Field(alias="rule", max_length=limits.RULES_MAX),
         Allowed(f"0..{limits.RULES_MAX} tables, each written [[rule]]"),
-    ] = []
+    ] = []  # noqa: RUF012  pydantic copies it
     consumers: Annotated[
         list[ConsumerConfig],
         Field(alias="consumer", max_length=limits.CONSUMERS_MAX),
         Allowed(f"0..{limits.CONSUMERS_MAX} tables, each written [[consumer]]"),
-    ] = []
+    ] = []  # noqa: RUF012  pydantic copies it
     control: Annotated[ControlConfig, Allowed("a table, written [control]")] = ControlConfig()
 
     def port(self, name: str) -> PortConfig:

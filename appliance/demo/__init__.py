@@ -7,6 +7,8 @@ sample.pcap is the capture of the demo without --pcap (make_sample.py made it).
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 from appliance.capture import Capture, ethernet_only
 from appliance.demo import accounts
 from appliance.demo.exchange import Exchange, Latencies
+from appliance.demo.keep import Keep
 from appliance.demo.rig import Rig
 from appliance.demo.traffic import RULES, prepare
 
@@ -28,11 +31,13 @@ def run(
     *,
     repeat: int = 1,
     rate: float | None = None,
+    keep: str | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Replays the captures one after the other, each `repeat` times, at `rate` packets a second.
 
-    The result has the contract's names; its "faults" are empty if everything holds. ConfigError for
+    `keep` is a directory that the recording is left in. The result has the contract's names; its
+    "faults" are empty if everything holds. ConfigError for
     a capture that is not Ethernet, before anything is set up. Nothing is left behind in any case.
     """
     for capture in captures:
@@ -41,20 +46,30 @@ def run(
     latencies = Latencies()
     entries: list[dict[str, Any]] = []
     done = 0
-    with Rig(RULES, longest, QUEUES) as rig:
+    with Rig(RULES, longest, QUEUES) as rig, _kept(keep, rig) as kept:
         before = rig.figures()
         for capture in captures:
             traffic = prepare(capture, longest=rig.longest, queues=QUEUES, repeat=repeat,
                               longest_reason=rig.longest_reason)
-            exchange = Exchange(rig.sender, rig.receiver, traffic, latencies, rate=rate)
+            exchange = Exchange(rig.sender, rig.receiver, traffic, latencies, rate=rate,
+                                keep=kept.take if kept is not None else None)
             outcome = exchange.run(_after(done, progress))
             done += outcome.sent
             after = rig.figures()
             entries.append(accounts.entry(traffic, outcome, before, after))
             before = after
         matches = {number: rule.match for number, rule in rig.receiver.rules}
+        recorded = kept.end() if kept is not None else None
         figures = rig.close()
-        return accounts.result(entries, figures, latencies.summary(), matches, rig.reasons)
+        return accounts.result(entries, figures, latencies.summary(), matches, rig.reasons,
+                               recorded)
+
+
+def _kept(directory: str | None, rig: Rig) -> contextlib.AbstractContextManager[Keep | None]:
+    """The recording, which ends with its context whatever happens in it."""
+    if directory is None:
+        return contextlib.nullcontext()
+    return Keep(os.path.abspath(directory), "demo", rig.lab.b.interface)
 
 
 def _after(done: int, progress: Callable[[int], None]) -> Callable[[int], None]:

@@ -46,9 +46,10 @@ SUMS = ("packets", "sent", "received", "passed", "verified", "mismatched", "unex
 
 
 def result(entries: Sequence[Mapping[str, Any]], figures: Mapping[str, Any],
-           latency: Mapping[str, Any], matches: Mapping[int, str], reasons: Sequence[str]
-           ) -> dict[str, Any]:
-    """The whole, with the names of the contract; `figures` are those after the ports closed."""
+           latency: Mapping[str, Any], matches: Mapping[int, str], reasons: Sequence[str],
+           recorded: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The whole, with the names of the contract; `figures` are those after the ports closed, and
+    `recorded` is the recording's account (--keep)."""
     total: dict[str, Any] = {name: sum(one[name] for one in entries) for name in SUMS}
     skipped: Counter[str] = Counter()
     for one in entries:
@@ -80,6 +81,14 @@ def result(entries: Sequence[Mapping[str, Any]], figures: Mapping[str, Any],
         "pps": round(total["sent"] / total["elapsed_s"]) if total["elapsed_s"] else 0,
         "captures": [dict(one) for one in entries],
     }
+    if recorded is not None:
+        found["consumers"].append(
+            {"name": "keep", "kind": "record", "frames": recorded["packets"],
+             "bytes": recorded["bytes"], "leased": 0, "oldest_lease_ms": 0,
+             "dropped": sum(recorded["dropped"].values()), "record": dict(recorded)}
+        )
+        found["memory"]["persistent"] = {"bytes": recorded["durable_bytes"],
+                                         "devices": recorded["devices"]}
     found["faults"] = faults(found)
     return found
 
@@ -93,6 +102,12 @@ def faults(found: Mapping[str, Any]) -> list[str]:
     if not wrong:
         # The parts are right; the sum must be the same story, told by the ports once closed.
         wrong += _accounts({**found, "passed": found["steering"]["passed"]})
+    for consumer in found.get("consumers", ()):
+        if "record" not in consumer:
+            continue
+        durable = consumer["record"]["durable"]
+        if durable != found["received"]:
+            wrong.append(f"received {found['received']}, of which {durable} are durable")
     if found["frames"]["leaked"]:
         wrong.append(f"frames.leaked is {found['frames']['leaked']}, not 0")
     return wrong

@@ -114,9 +114,11 @@ class Exchange:
     """One traffic over one pair of ports."""
 
     def __init__(self, sender: Port, receiver: Port, traffic: Traffic, latencies: Latencies,
-                 *, rate: float | None = None, window: int = WINDOW) -> None:
+                 *, rate: float | None = None, window: int = WINDOW,
+                 keep: Callable[[Batch], None] | None = None) -> None:
         self._sender, self._receiver, self._traffic = sender, receiver, traffic
         self._latencies, self._rate, self._window = latencies, rate, window
+        self._keep = keep
         self._runs = [_Run(lane, lane.packets * traffic.repeat) for lane in traffic.lanes]
         self._lane_of = {number: place for place, number in enumerate(receiver.info["queues"])}
         self._rule_ids = np.array([0, *(number for number, _ in receiver.rules)], np.uint32)
@@ -204,6 +206,8 @@ class Exchange:
         if not count:
             return 0
         self._latencies.add(batch.timestamps_ns)
+        if self._keep is not None:
+            self._keep(batch)
         self.outcome.received_bytes += int(batch.lengths.sum())
         run = self._runs[self._lane_of[batch.queue_id]]
         at = 0

@@ -41,6 +41,7 @@ class DpdkAttachment(Attachment):
         umems: Sequence[Umem] | None,
     ) -> None:
         spec = self.spec
+        self._said: dict[str, Any] = {"link": "down"}
         self.device = spec.plugged or Device(spec.device, spec.netns)
         if rules is not None:
             self.steering = NativeSteering(rules, keep_management=keep_management)
@@ -117,6 +118,8 @@ class DpdkAttachment(Attachment):
 
     def stop(self) -> None:
         """No more packets are taken; what was taken is still handed on, and sending goes on."""
+        if hasattr(self, "device"):
+            self._granted()  # the last word: a closed device says nothing any more
         for queue in self.queues:
             queue.shut()
 
@@ -129,7 +132,13 @@ class DpdkAttachment(Attachment):
     # --------------------------------------------------------------------------------- figures
 
     def link(self) -> str:
-        return self.device.link()
+        return str(self._granted()["link"])
+
+    def _granted(self) -> dict[str, Any]:
+        """What the device says of itself; once it is closed, what it said last."""
+        if not self.device.closed:
+            self._said = {"link": self.device.link(), **self.device.settings()}
+        return self._said
 
     def info(self) -> dict[str, Any]:
         if self._last is not None:
@@ -138,8 +147,7 @@ class DpdkAttachment(Attachment):
             **super().info(),
             "device": self.spec.device,
             "driver": self.device.driver,
-            "link": self.device.link(),
-            **self.device.settings(),
+            **self._granted(),
             "native_rules": self.steering.program["native"] if self.steering else 0,
         }
 

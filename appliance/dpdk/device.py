@@ -30,8 +30,9 @@ POSTED = {"net_af_xdp": 2048}
 ANY_NUMBER = ("net_null", "net_ring")
 # These send packets of several segments without saying so (22.11).
 SEND_CHAINS = ("net_null", "net_pcap", "net_ring")
-# What a driver opens is told from what was open before, so no two may start or close at once.
-_one_at_a_time = threading.Lock()
+# What a driver opens is told from what was open before, so no two may start or close at once. The
+# same thread may, though: a port that is collected closes in the middle of whatever was going on.
+_one_at_a_time = threading.RLock()
 
 
 def is_pci(device: str) -> bool:
@@ -139,12 +140,16 @@ class Device:
             )
         return numbers
 
+    @property
+    def closed(self) -> bool:
+        return bool(self._device.closed)
+
     def link(self) -> str:
         return str(self._device.link())
 
     def settings(self) -> dict[str, Any]:
         """Offloads, RSS, promiscuous and MTU, read back."""
-        return dict(in_netns(self.netns, self._device.settings))
+        return dict(self._device.settings())
 
     def statistics(self) -> dict[str, int]:
         """DPDK's own counters; after close, the last."""

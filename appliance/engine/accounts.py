@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from appliance.record.account import problem
+
 STATES = ("free", "cached", "fill", "rx", "leased", "tx", "completion")
 
 
@@ -23,6 +25,9 @@ def problems(stats: Mapping[str, Any]) -> list[str]:
         found.append(f"{held} frames in all states, of {frames['total']}")
     for port in stats["ports"]:
         found += _port(port)
+    for consumer in stats.get("consumers", ()):
+        line = problem(consumer["record"], consumer["frames"]) if "record" in consumer else ""
+        found += [line] if line else []
     return found
 
 

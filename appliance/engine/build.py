@@ -22,7 +22,7 @@ from appliance.errors import ConfigError
 from appliance.plan import Lane, PortFacts, joined, plan_queue, queues_of, shared_frames
 
 BACKENDS = ("afxdp", "dpdk", "loop")
-KINDS = ("count", "drop", "reflect", "forward", "share")
+KINDS = ("count", "drop", "reflect", "forward", "record", "share")
 ENDS = ("drop", "reflect", "forward")  # after one of these the packet is not ours any more
 
 
@@ -60,6 +60,10 @@ class Layout:
                 if (lane.port, lane.place) == (port, place):
                     return number, index
         raise KeyError((port, place))
+
+    def port_number(self, port: str) -> int:
+        """A port's number in recordings: its place in the configuration."""
+        return [one.name for one in self.config.ports].index(port)
 
     def route(self, group: Group, lane: Lane, consumers: Sequence[str]) -> list[int]:
         """The worker's numbers of the consumers that a rule of this lane's port names."""

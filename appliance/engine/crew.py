@@ -7,16 +7,20 @@ is only told which consumers get which rule, and when to stop.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from appliance.attachment import Attachment
-from appliance.dataplane import Frames, Share, Worker
+from appliance.dataplane import Frames, Share, Spool, Worker
 from appliance.engine.build import Group, Layout
 from appliance.engine.sharing import Sharing
 from appliance.errors import PortError
 from appliance.steering import Rule
 
+# Consumers that nobody waits for: their worker naps instead of looking again at once. A ring of
+# 2,048 holds 4 ms of 500,000 packets/s, of which a nap is a tenth; half of it costs 40 ns a packet.
+STORING = {"record", "count", "drop"}
+NAP_US = 300
 STOP_S = 5.0  # a round takes microseconds; a thread that is not back by then has lost its core
 
 
@@ -24,8 +28,13 @@ class Crew:
     """One worker, and so one thread, for each group of the layout."""
 
     def __init__(
-        self, layout: Layout, ports: Mapping[str, Attachment], sharing: Sharing | None = None
+        self,
+        layout: Layout,
+        ports: Mapping[str, Attachment],
+        spool: Callable[[str], Spool] | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
+        """`spool` makes one more spool of the recording consumer of that name."""
         self.layout = layout
         self.sharing = sharing
         self.workers: list[Worker] = []
@@ -35,11 +44,17 @@ class Crew:
         for number, group in enumerate(layout.groups):
             queues = [ports[lane.port].queues[lane.place] for lane in group.lanes]
             shares = self._shares(number, group, queues[0].frames)
-            consumers = [
-                (instance.kind, shares.get(instance.name, instance.target))
-                for instance in group.instances
+            consumers: list[tuple[str, Any]] = [
+                (one.kind, spool(one.name) if one.kind == "record" and spool
+                 else shares.get(one.name, one.target))
+                for one in group.instances
             ]
-            self.workers.append(Worker(queues, consumers))
+            numbers = [layout.port_number(lane.port) for lane in group.lanes]
+            worker = Worker(queues, consumers, numbers)
+            kinds = {one.kind for one in group.instances}
+            if "record" in kinds and kinds <= STORING:
+                worker.nap(NAP_US)
+            self.workers.append(worker)
 
     def _shares(self, number: int, group: Group, frames: Frames) -> dict[str, Share]:
         """What this worker lends to other processes, by consumer."""

@@ -48,6 +48,7 @@ class Collector:
         yield from _ports(stats)
         yield from _rules(self._rules())
         yield from _consumers(stats)
+        yield from _recordings(stats)
         reasons = CounterMetricFamily(
             "openclaw_dropped_packets", "Lost packets by reason.", labels=["reason"]
         )
@@ -74,6 +75,33 @@ class Collector:
         yield _one("openclaw_uptime_seconds", "Since the start.", stats["uptime_s"])
         if "image" in stats:
             yield from _image(stats["image"])
+
+
+def _recordings(stats: dict[str, Any]) -> Iterator[Metric]:
+    """The account of each recording consumer: packets = durable + in memory + expired + dropped."""
+    made = [(one["name"], one["record"]) for one in stats["consumers"] if "record" in one]
+    if not made:
+        return
+    names = ("packets", "durable", "durable_bytes", "expired", "gap_packets")
+    for key in names:
+        family = CounterMetricFamily(f"openclaw_record_{key}", f"Recorded: {key}.",
+                                     labels=["consumer"])
+        for name, record in made:
+            family.add_metric([name], record[key])
+        yield family
+    dropped = CounterMetricFamily("openclaw_record_dropped_packets", "Not recorded, by reason.",
+                                  labels=["consumer", "reason"])
+    held = GaugeMetricFamily("openclaw_record_in_memory_packets", "Not yet durable.",
+                             labels=["consumer"])
+    device = GaugeMetricFamily("openclaw_record_device_up", "1 while the device takes writes.",
+                               labels=["consumer", "path"])
+    for name, record in made:
+        for reason, count in record["dropped"].items():
+            dropped.add_metric([name, reason], count)
+        held.add_metric([name], record["in_memory"])
+        for one in record["devices"]:
+            device.add_metric([name, one["path"]], int(one["state"] == "ok"))
+    yield from (dropped, held, device)
 
 
 def _image(found: dict[str, Any]) -> Iterator[Metric]:

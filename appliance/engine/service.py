@@ -18,6 +18,7 @@ from appliance.config import Config
 from appliance.engine.control import Control
 from appliance.engine.engine import Engine
 from appliance.engine.metrics import Metrics
+from appliance.engine.recording import keep_arguments
 
 TICK_S = 1.0
 
@@ -88,6 +89,7 @@ class Service:
             ),
             "rules.list": lambda _: engine.rules(),
             "rules.swap": lambda request: engine.swap(request.get("rules", [])),
+            "log.keep": lambda request: engine.keep(*keep_arguments(request)),
             "stop": self._end,
         }
 

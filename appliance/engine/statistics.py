@@ -184,7 +184,6 @@ def memory(
             "hugepages": config.memory.hugepages,
         },
         "mid": slabs,
-        "persistent": {"bytes": 0, "devices": []},
         "backing": worst,
         "state": "degraded" if reasons else "ok",
         "reasons": reasons,

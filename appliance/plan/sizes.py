@@ -18,7 +18,7 @@ from appliance.config import Config
 
 # 2,048 descriptors are 2 ms at 1 million packets a second, about as long as a worker that has lost
 # its core is away. More only adds to the cache that a full ring walks through.
-RING_MAX = 2048
+RING_MAX = 16384
 RING_MIN = 64
 BURST = 64  # packets that a worker has in hand at once
 TX_SHARE = 4  # one frame of four is for sending: RX and TX never share a free list

@@ -6,15 +6,10 @@
  */
 #ifndef OC_DPDK_H
 #define OC_DPDK_H
-#ifndef ALLOW_EXPERIMENTAL_API
-#define ALLOW_EXPERIMENTAL_API /* rte_bpf_convert: experimental since 2021, and unchanged */
-#endif
 #include <dlfcn.h>
 #include <stdio.h>
 #include <string.h>
 #include <pthread.h>
-#include <pcap/pcap.h>
-#include <rte_bpf.h>
 #include <rte_dev.h>
 #include <rte_eal.h>
 #include <rte_errno.h>
@@ -142,7 +137,7 @@ static inline void oc_silence(void)
 		set(NULL);
 }
 
-/* ------------------------------------------------------------------------ mempool and bpf */
+/* -------------------------------------------------------------------------------- mempool */
 static inline int oc_register_ops(const char *name, rte_mempool_alloc_t alloc,
 				  rte_mempool_free_t release, rte_mempool_enqueue_t enqueue,
 				  rte_mempool_dequeue_t dequeue, rte_mempool_get_count count,
@@ -158,27 +153,5 @@ static inline int oc_register_ops(const char *name, rte_mempool_alloc_t alloc,
 	ops.get_count = count;
 	ops.populate = populate;
 	return rte_mempool_register_ops(&ops);
-}
-
-/* Classic BPF over an mbuf, as native code where DPDK has a compiler for this CPU, else as eBPF
- * that rte_bpf interprets. NULL: not to be had. The caller frees it with rte_bpf_destroy(). */
-static inline struct rte_bpf *oc_bpf_load(struct bpf_insn *code, unsigned int length)
-{
-	struct bpf_program program = { .bf_len = length, .bf_insns = code };
-	struct rte_bpf_prm *prm = rte_bpf_convert(&program);
-	struct rte_bpf *bpf;
-
-	if (!prm)
-		return NULL;
-	bpf = rte_bpf_load(prm);
-	rte_free(prm);
-	return bpf;
-}
-
-static inline void *oc_bpf_function(struct rte_bpf *bpf)
-{
-	struct rte_bpf_jit jit = { 0 };
-
-	return rte_bpf_get_jit(bpf, &jit) == 0 ? (void *)jit.func : NULL;
 }
 #endif

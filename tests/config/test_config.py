@@ -166,6 +166,9 @@ def test_a_configuration_without_ports_is_refused():
         ('name = "in1"\nbackend = "dpdk"', "port[1].device"),
         ('name = "in1"\nbackend = "loop"\nnetns = "x"', "port[1].netns"),
         ('name = "in1"\nbackend = "loop"\npoll = "busy"', "port[1].poll"),
+        ('name = "in1"\nbackend = "dpdk"\ndevice = "net_null0"\npoll = "defer"', "port[1].poll"),
+        ('name = "in1"\ninterface = "c"\nmtu = 1500', "port[1].mtu"),
+        ('name = "in1"\ninterface = "c"\npromiscuous = false', "port[1].promiscuous"),
         ('name = "in1"\ninterface = "c"\nmode = "zerocopy"\nattach = "generic"', "port[1].mode"),
     ],
 )

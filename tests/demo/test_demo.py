@@ -264,7 +264,6 @@ def test_a_fault_is_exit_status_1_and_one_line(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--keep", "/tmp/x"], "--keep"),
         (["--repeat", "0"], "--repeat"),
         (["--rate", "0"], "--rate"),
         (["--pcap", "/nowhere/at.all"], "/nowhere/at.all"),

@@ -82,7 +82,9 @@ def test_a_packet_reflected_over_net_af_xdp_comes_back_swapped(library, lab):
         final = engine.stop()
     assert back == [p[6:12] + p[:6] + p[12:] for p in packets]
     assert final["frames"]["leaked"] == 0 and accounts.problems(final) == []
-    assert final["ports"][0]["tx_frames"] == 500
+    port = final["ports"][0]
+    assert port["tx_frames"] == 500 and port["mtu"] == 1500
+    assert port["link"] == "up" and port["promiscuous"], "as it was, not as the closed device is"
     assert not in_netns(lab.b.netns, bpf.attached, lab_index(lab)), "the driver's program stays"
 
 

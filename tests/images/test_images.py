@@ -99,7 +99,7 @@ def test_requirements_become_debian_names():
 
 def test_the_package_holds_back_what_security_md_says():
     unit = (IMAGES / "deb/openclaw.service").read_text()
-    for setting in ("NoNewPrivileges", "ProtectHome", "PrivateTmp", "ProtectKernelModules"):
+    for setting in ("NoNewPrivileges", "ProtectHome", "PrivateTmp", "ProtectKernelLogs"):
         assert f"{setting}=yes" in unit, setting
     assert "ProtectSystem=strict" in unit
     security = (ROOT / "SECURITY.md").read_text()

@@ -20,6 +20,7 @@ from tests.record.images import PAGE, Image, build
 
 FULL = bool(os.environ.get("OPENCLAW_FULL"))
 CASES = 100_000 if FULL else 10_000
+LONG = pytest.mark.timeout(3600 if FULL else 300)
 SEED = int(os.environ.get("OPENCLAW_LOG_SEED", random.SystemRandom().randrange(1 << 32)))
 
 
@@ -93,6 +94,7 @@ def directory(folder):
     clear(folder)
 
 
+@LONG
 def test_a_log_cut_at_every_byte_of_its_last_two_writes_is_a_prefix(directory):
     rng = random.Random(SEED)
     image = build(directory, rng, writes=4, preallocate=False, small=True)
@@ -107,6 +109,7 @@ def test_a_log_cut_at_every_byte_of_its_last_two_writes_is_a_prefix(directory):
         check(directory, image, f"seed {SEED}, cut at {at} of {len(whole)}")
 
 
+@LONG
 def test_every_byte_of_the_headers_is_under_a_checksum(directory):
     """With the state page there is no byte whose change passes for a clean log."""
     rng = random.Random(SEED)
@@ -185,6 +188,7 @@ def images(directory: Path, rng: random.Random) -> list[tuple[Image, Image]]:
     return made
 
 
+@LONG
 def test_ten_thousand_logs_broken_at_random_are_a_prefix_or_damaged(directory):
     rng = random.Random(SEED)
     made = images(directory, rng)
@@ -208,6 +212,7 @@ def test_ten_thousand_logs_broken_at_random_are_a_prefix_or_damaged(directory):
     assert min(verdicts.get(v, 0) for v in ("clean", "torn", "damaged")) > CASES // 50, verdicts
 
 
+@LONG
 def test_a_power_cut_takes_what_was_not_flushed_and_no_more(directory):
     """Every page of a write that no flush had confirmed is there, or is what it was before."""
     rng = random.Random(SEED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import struct
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,16 @@ from appliance.dataplane import log_scan, log_writer
 from tests.record.images import PAGE
 
 SEED = random.SystemRandom().randrange(1 << 32)
+
+
+def test_crc32c_uses_the_instruction_where_the_processor_has_it():
+    flags = Path("/proc/cpuinfo").read_text().split()
+    if "sse4_2" in flags and "pclmulqdq" in flags:
+        assert log_scan.checksum_how() == "sse4.2"
+    elif "crc32" in flags:
+        assert log_scan.checksum_how() == "armv8"
+    else:
+        assert log_scan.checksum_how() == "portable"
 
 
 def slow_crc32c(data: bytes, crc: int = 0) -> int:

@@ -99,7 +99,7 @@ def test_a_changed_byte_is_seen_before_anything_is_written(tmp_path):
 
 def test_a_version_on_trial_is_not_overwritten():
     refuse_unproven(slots.Entry("0.1"))
-    with pytest.raises(HostError, match="0.2 is on trial itself"):
+    with pytest.raises(HostError, match=r"0\.2 is on trial itself"):
         refuse_unproven(slots.Entry("0.2", left=1, done=1))
 
 

@@ -32,14 +32,14 @@ metrics = ""
 
 
 @pytest.fixture
-def lab(guest):
+def numa_lab(guest):
     guest.run("mkdir -p /run/openclaw; openclaw lab up numa")
     yield
     guest.run("openclaw lab down numa")
 
 
 @pytest.mark.parametrize("node", [0, 1])
-def test_the_umem_lies_on_the_node_that_was_asked_for(guest, lab, node):
+def test_the_umem_lies_on_the_node_that_was_asked_for(guest, numa_lab, node):
     guest.run("cat > /tmp/numa.toml", given=CONFIGURATION.format(node=node).encode())
     guest.run("nohup openclaw run --config /tmp/numa.toml >/tmp/numa.log 2>&1 </dev/null &"
               " echo $! > /tmp/numa.pid")

@@ -1,5 +1,5 @@
-"""The playbook over SSH on the booted image: a second run changes nothing, a wrong variable changes
-nothing at all, and SSH stays, also while a rule takes every packet of the interface that carries it.
+"""The playbook over SSH on the booted image: a second run changes nothing, a wrong variable nothing
+at all, and SSH stays, also while a rule takes every packet of the interface that carries it.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=True
-"""Steering without a kernel: the same rules, in the same order, over the mbufs of a DPDK port.
+"""Steering without a kernel: the same rules, in the same order, for a port that has none.
 
 What xdp/steer.bpf.c does to a packet, step by step: management traffic that no rule names is left
 alone, the first rule that matches decides, sampling, shedding, counters. A filter is the classic
-BPF that libpcap made, the very same that translate.py turns into C: rte_bpf turns it into native
-code (JIT), without a compiler on the machine. libpcap's interpreter runs what rte_bpf does not
-take or would run differently; the caller says which (appliance/steering/native.py).
+BPF that libpcap made, the very same that translate.py turns into C for XDP; here it is machine code
+(filter_jit.pyx), without a compiler on the machine.
 
 A Filters is compiled once per set of rules; a Decisions counts, one for each queue, since a counter
 has one writer. There is no kernel to pass a packet to: what is passed is counted, and ends.
@@ -14,10 +13,10 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from cython_ext.atomics cimport count_u64, load_relaxed_u32, store_relaxed_u32, unlikely
-from cython_ext.dpdk cimport (oc_bpf_function, oc_bpf_load, rte_bpf_destroy, rte_pktmbuf_read)
+from cython_ext.atomics cimport count_u64, load_relaxed_u32, store_relaxed_u32
+from cython_ext.filter_jit cimport NativeFilter
 from cython_ext.parser cimport oc_management, oc_packet, oc_parse
-from cython_ext.pcap cimport Filter, bpf_filter
+from cython_ext.pcap cimport bpf_filter
 from cython_ext.queue cimport OC_META_SAMPLED
 
 cdef extern from "openclaw_abi.h":
@@ -29,33 +28,20 @@ cdef extern from "openclaw_abi.h":
         OC_VERDICT_PASS
 
 
-cdef inline bint matches(oc_rules* r, oc_rule* rule, rte_mbuf* m) noexcept nogil:
-    cdef const uint8_t* data
-    cdef uint32_t length
-    if rule.native != NULL:
-        return rule.native(m) != 0
-    data = <const uint8_t*>m.buf_addr + m.data_off
-    length = m.pkt_len
-    if unlikely(m.nb_segs > 1):
-        if length > LINEAR_MAX:
-            return False
-        data = <const uint8_t*>rte_pktmbuf_read(m, 0, length, r.linear)
-        if data == NULL:
-            return False
-    return bpf_filter(rule.code, data, length, length) != 0
+cdef uint32_t rules_decide(oc_rules* r, const uint8_t* data, uint32_t first, uint32_t length,
+                           uint32_t* flags) noexcept nogil:
+    """Rule id and verdict of one packet, as an offline program returns them; counted.
 
-
-cdef uint32_t rules_decide(oc_rules* r, rte_mbuf* m, uint32_t* flags) noexcept nogil:
-    """Rule id and verdict of one packet, as an offline program returns them; counted."""
+    `length` bytes lie at `data`; the parser looks at the `first` ones, those of the first buffer.
+    """
     cdef oc_packet packet
     cdef oc_rule* rule = NULL
     cdef uint32_t i, guarded = 0, threshold
     cdef uint64_t matched
-    cdef const uint8_t* data = <const uint8_t*>m.buf_addr + m.data_off
     flags[0] = 0
     count_u64(&r.seen, 1)
     if r.keep_management:
-        oc_parse(data, data + m.data_len, &packet)
+        oc_parse(data, data + first, &packet)
         guarded = oc_management(&packet)
         if guarded & ~r.named_any:
             count_u64(&r.management, 1)
@@ -64,7 +50,8 @@ cdef uint32_t rules_decide(oc_rules* r, rte_mbuf* m, uint32_t* flags) noexcept n
     for i in range(r.n):
         if guarded & ~r.rules[i].names:
             continue
-        if matches(r, &r.rules[i], m):
+        if r.rules[i].native(data, length) if r.rules[i].native != NULL \
+                else bpf_filter(r.rules[i].code, data, length, length):
             rule = &r.rules[i]
             break
     if rule == NULL:
@@ -90,42 +77,20 @@ cdef uint32_t rules_decide(oc_rules* r, rte_mbuf* m, uint32_t* flags) noexcept n
 
 
 cdef class Filters:
-    """`Filters([(id, code, names, action, priority, every, native), ...])`, in order.
+    """`Filters([(id, code, names, action, priority, every), ...])`, in order.
 
-    action counts as in xdp/steer.bpf.c. With `native` the filter becomes machine code; if DPDK does
-    not take it, or has no compiler for this CPU, libpcap interprets it all the same. EAL runs.
+    action counts as in xdp/steer.bpf.c.
     """
 
     def __cinit__(self, list rules):
-        cdef Filter interpreter
-        cdef uint32_t i
         self.rules = rules
-        self.natives = []
-        self.interpreters = []
-        self.programs = <rte_bpf**>calloc(max(len(rules), 1), sizeof(rte_bpf*))
-        if self.programs == NULL:
-            raise MemoryError("filters")
+        self.compiled = [NativeFilter(rule[1]) for rule in rules]
+        self.natives = [made.native for made in self.compiled]
         self.n = len(rules)
-        for i in range(self.n):
-            interpreter = Filter(rules[i][1])
-            self.interpreters.append(interpreter)
-            if rules[i][6]:
-                with nogil:
-                    self.programs[i] = oc_bpf_load(interpreter.code, <unsigned>interpreter.length)
-            self.natives.append(self.programs[i] != NULL
-                                and oc_bpf_function(self.programs[i]) != NULL)
 
     def set_shed(self, uint32_t threshold):
         """0: off; else rules of this priority number and above are dropped."""
         store_relaxed_u32(&self.shed[0], threshold)
-
-    def __dealloc__(self):
-        cdef uint32_t i
-        if self.programs != NULL:
-            for i in range(self.n):
-                if self.programs[i] != NULL:
-                    rte_bpf_destroy(self.programs[i])
-        free(self.programs)
 
 
 cdef class Decisions:
@@ -133,7 +98,7 @@ cdef class Decisions:
 
     def __cinit__(self, Filters filters not None, bint keep_management=True):
         cdef oc_rule* rule
-        cdef Filter interpreter
+        cdef NativeFilter made
         cdef uint32_t i
         memset(&self.r, 0, sizeof(self.r))
         self.filters = filters
@@ -146,11 +111,10 @@ cdef class Decisions:
         self.r.shed = &filters.shed[0]
         for i in range(filters.n):
             rule = &self.r.rules[i]
-            interpreter = filters.interpreters[i]
-            rule.id, _, rule.names, rule.action, rule.priority, rule.every, _ = filters.rules[i]
-            rule.code = interpreter.code
-            if filters.natives[i]:
-                rule.native = <oc_match>oc_bpf_function(filters.programs[i])
+            made = filters.compiled[i]
+            rule.id, _, rule.names, rule.action, rule.priority, rule.every = filters.rules[i]
+            rule.code = made.interpreter.code
+            rule.native = made.function
             self.r.named_any |= rule.names
 
     def counters(self):
@@ -168,20 +132,17 @@ cdef class Decisions:
                     uint32_t[::1] results):
         """Verdicts on packets that lie in one buffer: rule id << 2 | verdict, without a device."""
         cdef const uint8_t[::1] source = data
-        cdef rte_mbuf m
         cdef uint32_t flags
+        cdef uint64_t total = source.shape[0]
+        cdef uint8_t nothing = 0
+        cdef const uint8_t* base = &source[0] if total else &nothing
         cdef Py_ssize_t i
-        memset(&m, 0, sizeof(m))
-        m.nb_segs = 1
         if not offsets.shape[0] == lengths.shape[0] == results.shape[0]:
             raise ValueError("offsets, lengths and results differ in number")
         for i in range(offsets.shape[0]):
-            if lengths[i] > 65535 or offsets[i] + lengths[i] > <uint64_t>source.shape[0]:
-                raise ValueError(f"packet {i} of {lengths[i]} bytes at {offsets[i]}")
-            m.buf_addr = <void*>(&source[0] + offsets[i])
-            m.data_len = lengths[i]
-            m.pkt_len = lengths[i]
-            results[i] = rules_decide(&self.r, &m, &flags)
+            if offsets[i] > total or lengths[i] > total - offsets[i]:
+                raise ValueError(f"packet {i} lies outside of the buffer of {total} bytes")
+            results[i] = rules_decide(&self.r, base + offsets[i], lengths[i], lengths[i], &flags)
 
     def __dealloc__(self):
         free(self.r.rules)

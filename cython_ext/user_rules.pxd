@@ -1,8 +1,8 @@
-# Rules over mbufs: what the steering program does in XDP, for a port that has no kernel behind it.
-# See dpdk_rules.pyx.
+# Rules in user space: what the steering program does in XDP, for a port without a kernel behind it.
+# See user_rules.pyx.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from cython_ext.dpdk cimport oc_match, rte_bpf, rte_mbuf
+from cython_ext.filter_jit cimport oc_match
 from cython_ext.pcap cimport bpf_insn
 
 cdef enum:
@@ -10,7 +10,7 @@ cdef enum:
     PASS = 1
     DROP = 2
     SAMPLE = 3
-    LINEAR_MAX = 65536            # the longest packet that a filter is shown whole
+    LINEAR_MAX = 18 * 4096        # FRAGS_MAX frames: no longer packet is ever handed on
 
 cdef struct oc_rule:
     oc_match native               # NULL: libpcap interprets `code`
@@ -36,13 +36,13 @@ cdef struct oc_rules:
     uint64_t dropped_shed
     oc_rule* rules
 
-cdef uint32_t rules_decide(oc_rules* r, rte_mbuf* m, uint32_t* flags) noexcept nogil
+cdef uint32_t rules_decide(oc_rules* r, const uint8_t* data, uint32_t first, uint32_t length,
+                           uint32_t* flags) noexcept nogil
 
 cdef class Filters:
     cdef readonly list rules              # what was given, in order
-    cdef readonly list natives            # by rule: True if it runs as native code
-    cdef list interpreters
-    cdef rte_bpf** programs
+    cdef readonly list natives            # by rule: True if it runs as machine code
+    cdef list compiled
     cdef uint32_t n
     cdef uint32_t[1] shed
 
