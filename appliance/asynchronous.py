@@ -63,3 +63,29 @@ async def _readable(descriptors: list[int]) -> None:
         for fd in descriptors:
             loop.remove_reader(fd)
         ready.cancel()
+
+
+class OwnPort:
+    """An endpoint of this process as `batches` wants its source."""
+
+    ended = False  # only an appliance in another process can end before the port does
+
+    def __init__(self, endpoint: Any, max_frames: int) -> None:
+        self._endpoint = endpoint
+        self._receiver = endpoint.recv(max_frames, 0)
+
+    @property
+    def closed(self) -> bool:
+        return bool(self._endpoint.closed)
+
+    def poll(self, _most: int) -> Any:
+        return next(self._receiver, None)  # None: another thread has closed the port
+
+    def doze(self) -> bool:
+        return False
+
+    def rouse(self) -> None:
+        """Nothing was armed."""
+
+    def filenos(self) -> list[int]:
+        return [queue.fd for queue in self._endpoint.queues if queue.fd >= 0]

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any
 
-from appliance.asynchronous import batches
+from appliance.asynchronous import OwnPort, batches
 from appliance.attachment import Attachment, PortSpec
 from appliance.dataplane import Batch, Endpoint, Frame
 from appliance.dpdk import attachment_of
@@ -122,7 +122,7 @@ class Port:
 
     def batches(self, max_frames: int = 64) -> AsyncIterator[Batch]:
         """The same for asyncio: batches that are never empty, until the port closes."""
-        return batches(_Source(self._endpoint, max_frames), max_frames)
+        return batches(OwnPort(self._endpoint, max_frames), max_frames)
 
     def __aiter__(self) -> AsyncIterator[Batch]:
         return self.batches()
@@ -274,32 +274,6 @@ class Port:
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"queues {self.info['queues']}"
         return f"<Port {self._attachment.name}, {state}>"
-
-
-class _Source:
-    """The endpoint as appliance.asynchronous wants it."""
-
-    ended = False  # only an appliance in another process can end before the port does
-
-    def __init__(self, endpoint: Endpoint, max_frames: int) -> None:
-        self._endpoint = endpoint
-        self._receiver = endpoint.recv(max_frames, 0)
-
-    @property
-    def closed(self) -> bool:
-        return self._endpoint.closed
-
-    def poll(self, _most: int) -> Batch | None:
-        return next(self._receiver, None)  # None: another thread has closed the port
-
-    def doze(self) -> bool:
-        return False
-
-    def rouse(self) -> None:
-        pass
-
-    def filenos(self) -> list[int]:
-        return [queue.fd for queue in self._endpoint.queues if queue.fd >= 0]
 
 
 def _words(error: Exception) -> str:

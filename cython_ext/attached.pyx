@@ -12,8 +12,8 @@ and giving it back is writing both into a ring.
 * A *lossy* member is overrun without being asked. It is shown only what was still true after it
   was copied: `memoryview(frame)` looks at a verified copy, and what was lost raises StaleFrame.
 
-Longer than a room should be, as lending.pyx is and for its reason: port, batch and frame are one
-protocol.
+It is longer than a room should be, as lending.pyx is and for its reason: port, batch and frame are
+one protocol.
 """
 cimport cython
 from cpython.buffer cimport (PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release,

@@ -3,7 +3,7 @@
 
 Owns the decisions per packet: who gets it, as a frame, as a copy in the mid tier, or not at all;
 and per round: what came back, who was away too long, who died. It waits for nobody and believes
-nobody.
+nobody. A little longer than other rooms: what is lent, and how it comes home, belong together.
 """
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy

@@ -105,9 +105,9 @@ NamespaceName = Annotated[
 ]
 
 
+_UserOrGroup = Annotated[str, Field(min_length=1)] | Annotated[int, Field(ge=0, lt=1 << 32)]
 _Names = Annotated[
-    tuple[Annotated[str, Field(min_length=1, max_length=64)]
-          | Annotated[int, Field(ge=0, lt=1 << 32)], ...],
+    tuple[_UserOrGroup, ...],
     Field(strict=False, max_length=limits.SHARE_NAMES_MAX),
     Allowed(f"a list of at most {limits.SHARE_NAMES_MAX} names or numbers"),
 ]
@@ -238,9 +238,7 @@ class ConsumerConfig(RecordKeys):
         Literal["all", "flow", "robin"], _one_of("all", "flow", "robin")
     ] = "all"
     max_members: Annotated[
-        int,
-        Field(ge=1, le=limits.SHARE_MEMBERS_MAX),
-        Allowed(f"1..{limits.SHARE_MEMBERS_MAX}"),
+        int, Field(ge=1, le=limits.SHARE_MEMBERS_MAX), Allowed(f"1..{limits.SHARE_MEMBERS_MAX}")
     ] = 4
     mid_mib: Annotated[
         int, Field(ge=1, le=limits.MID_CAP_MIB_MAX), Allowed(f"1..{limits.MID_CAP_MIB_MAX}")

@@ -29,8 +29,7 @@ FORMER_SHOWN = 8  # members that have ended; their sums stay in the consumer's o
 LIVE_S = 5.0  # a worker that sleeps looks up after 0.1 s; one without a core, later
 LIVE_STEP_S = 0.001
 SUMS = ("offered", "frames", "bytes", "copied", "dropped", "bad_returns", "reclaimed", "overdues")
-ENTRY = ("offered", "frames", "bytes", "leased", "copies", "oldest_lease_ms", "copied", "dropped",
-         "overruns", "bad_returns", "reclaimed", "overdue")
+ENTRY = (*SUMS, "leased", "copies", "overruns")
 
 
 @dataclass
@@ -54,14 +53,12 @@ class Membership:
     def figures(self) -> dict[str, Any]:
         """Its entry of "members"."""
         found = [lane.figures() for lane in self.lanes]
-        total = {key: sum(one[key] for one in found) for key in ENTRY if key not in
-                 ("oldest_lease_ms", "overdue")}
+        total = {key: sum(one[key] for one in found) for key in ENTRY}
         return {
             "pid": self.pid, "uid": self.uid, "policy": self.policy, "match": self.match,
             **total,
             "oldest_lease_ms": max(one["oldest_lease_ms"] for one in found),
             "overdue": any(one["overdue"] for one in found),
-            "overdues": sum(one["overdues"] for one in found),
         }
 
 

@@ -37,7 +37,7 @@ def test_two_reliable_and_two_lossy_members_without_root_read_the_same_packets_i
                                    max_hold_ms=5000), share("tap", quota_frames=1024))
     packets = [udp(i, 20 + i % 1400) for i in range(PACKETS)]
     with started(text) as engine:
-        each = dict(packets=PACKETS, seconds=15)
+        each = dict(packets=PACKETS, seconds=60)
         both = [MemberProcess(socket_of(home), "sure", "in_place", **each) for _ in range(2)]
         taps = [MemberProcess(socket_of(home), "tap", "collect", packets=PACKETS) for _ in range(2)]
         with members(*both, *taps), open_sender(lab.a) as sender:
@@ -203,7 +203,10 @@ def test_what_is_held_or_looked_at_outlives_its_batch_and_the_port_and_goes_home
                 return port.held == 2
 
             assert taken()
-            leased = lambda: consumed(engine.statistics(), "sure")["members"][0]["leased"]  # noqa: E731
+
+            def leased() -> int:
+                return consumed(engine.statistics(), "sure")["members"][0]["leased"]
+
             assert wait_for(lambda: leased() == 2)
         port.close()
         assert bytes(held) == packets[0] and bytes(view) == packets[1]
