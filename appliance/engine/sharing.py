@@ -96,6 +96,7 @@ class Sharing:
         }
         self._numbers = {one.name: 1 + at % 255 for at, one in enumerate(config.consumers)}
         self._workers = 1
+        self._closed = False
 
     def __bool__(self) -> bool:
         return bool(self._consumers)
@@ -110,8 +111,7 @@ class Sharing:
 
     def make(self, name: str, frames: Frames, cache: SlabCache | None) -> Share:
         """The consumer's share of one worker."""
-        consumer = self._consumers[name]
-        config = consumer.config
+        config = self._consumers[name].config
         cap = (self._mid.cap_mib if self._mid is not None else 0) << 20
         copies = min(config.mid_mib << 20, cap) if config.mid_mib is not None else cap // 4
         share = Share(frames, self._numbers[name], config.effective_policy == "reliable",
@@ -121,7 +121,7 @@ class Sharing:
         # the file's own mode allows it; a memfd is born 0777.
         for fd in (frames.arena.fd, frames.ledger_arena.fd):
             os.fchmod(fd, 0o600)
-        consumer.shares.append(share)
+        self._consumers[name].shares.append(share)
         return share
 
     # ------------------------------------------------------------------------ who may, who does
@@ -153,15 +153,14 @@ class Sharing:
         """A new member; from the next round of each worker on it gets packets."""
         filters = _filters(match, len(self._consumers[name].shares))
         with self._lock:
+            if self._closed:
+                raise PortError("the appliance is stopping")
             consumer = self._consumers[name]
             config = consumer.config
             free = [place for place in range(config.max_members) if place not in consumer.members]
             if not free:
-                raise PortError(
-                    f'"{name}" has {config.max_members} members already (max_members)'
-                )
-            quota = self.quota(name)
-            copies = SHARE_COPIES_MAX if self._mid is not None else 0
+                raise PortError(f'"{name}" has {config.max_members} members already (max_members)')
+            quota, copies = self.quota(name), SHARE_COPIES_MAX if self._mid is not None else 0
             try:
                 lanes = [
                     ShareMember(share, free[0], quota, copies, config.max_hold_ms * 1_000_000,
@@ -185,7 +184,8 @@ class Sharing:
     def _await(self, one: Membership) -> None:
         """Whoever is told that it has attached gets every packet from then on."""
         until = time.monotonic() + LIVE_S
-        while not all(lane.live for lane in one.lanes) and time.monotonic() < until:
+        while not (self._closed or all(lane.live for lane in one.lanes)
+                   or time.monotonic() > until):
             time.sleep(LIVE_STEP_S)
 
     def leave(self, one: Membership) -> None:
@@ -274,6 +274,7 @@ class Sharing:
     def close(self) -> None:
         """Once the workers have ended: everything comes home, and the figures stay."""
         with self._lock:
+            self._closed = True
             for consumer in self._consumers.values():
                 for share in consumer.shares:
                     share.close()
