@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -24,6 +25,7 @@ from appliance.errors import ConfigError, HostError, OpenClawError, PortError, S
 from appliance.memory.reader import SlabReader
 
 WORKERS_MAX = 128
+BUSY_S = 0.01
 _BY_STATUS: dict[int, type[OpenClawError]] = {2: ConfigError, 3: HostError}
 
 
@@ -77,8 +79,16 @@ def attach(
 def _connect(path: str, timeout_s: float) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection.settimeout(timeout_s)
+    until = time.monotonic() + timeout_s
     try:
-        connection.connect(path)
+        while True:
+            try:
+                connection.connect(path)
+                return connection
+            except BlockingIOError:  # a full backlog: with a timeout, the kernel does not wait
+                if time.monotonic() > until:
+                    raise
+                time.sleep(BUSY_S)
     except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
         connection.close()
         raise HostError(
@@ -93,7 +103,6 @@ def _connect(path: str, timeout_s: float) -> socket.socket:
     except OSError as error:
         connection.close()
         raise HostError(f"{path}: {error.strerror or error}") from None
-    return connection
 
 
 class AttachedPort:

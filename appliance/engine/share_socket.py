@@ -107,10 +107,14 @@ class ShareSocket:
             self._sharing.beat()
 
     def _accept(self) -> None:
-        try:
-            connection, _ = self._listener.accept()
-        except OSError:
-            return  # it went away, or we have no descriptor left: it may come again
+        for _ in range(BACKLOG):
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return  # nobody more, or we have no descriptor left: they may come again
+            self._admit(connection)
+
+    def _admit(self, connection: socket.socket) -> None:
         if len(self._clients) >= SHARE_CLIENTS_MAX and not self._drop_silent():
             self._refuse(connection, f"more than {SHARE_CLIENTS_MAX} connections", 1)
             connection.close()
