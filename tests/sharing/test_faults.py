@@ -64,6 +64,7 @@ def test_the_frames_of_a_member_that_is_killed_are_home_within_a_second(lab, hom
     assert accounts.problems(final) == []
 
 
+@pytest.mark.timeout(3600)
 def test_rounds_of_killed_stopped_and_scribbling_members_harm_no_neighbour(lab, home):
     """Each round: one neighbour that counts, one member with a fault, traffic all the time."""
     seed = random.SystemRandom().randrange(1 << 32)
