@@ -19,6 +19,7 @@ from appliance.errors import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttachedPort",
     "Batch",
     "ConfigError",
     "Frame",
@@ -31,6 +32,7 @@ __all__ = [
     "PortError",
     "Rule",
     "StaleFrame",
+    "attach",
     "open_log",
     "open_port",
 ]
@@ -42,6 +44,10 @@ def __getattr__(name: str):
         from appliance import port
 
         return getattr(port, name)
+    if name in ("AttachedPort", "attach"):
+        from appliance import attaching
+
+        return getattr(attaching, name)
     if name in ("Log", "open_log"):
         from appliance import record
 

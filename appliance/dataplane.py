@@ -10,9 +10,11 @@ import types
 
 from cython_ext import (
     arena,
+    attached,
     bpf,
     capture_file,
     compare,
+    flow,
     gauge,
     lending,
     log_read,
@@ -24,6 +26,7 @@ from cython_ext import (
     pcapng,
     slab_object,
 )
+from cython_ext.attached import Attached, AttachedBatch, AttachedFrame
 from cython_ext.endpoint import Endpoint
 from cython_ext.filter_jit import NativeFilter
 from cython_ext.frames import Frames
@@ -33,6 +36,8 @@ from cython_ext.log_device import Device as LogDevice
 from cython_ext.loop import LoopQueue
 from cython_ext.queue import Queue
 from cython_ext.recorder import Recorder as LogRecorder
+from cython_ext.share_members import Member as ShareMember
+from cython_ext.share_members import Share
 from cython_ext.shm_ring import ShmRing
 from cython_ext.slab_object import Slab
 from cython_ext.slab_tier import Cache as SlabCache
@@ -45,6 +50,7 @@ from cython_ext.xsk import XskQueue
 from appliance.errors import HostError, MemoryExhausted, StaleFrame
 
 lending.use_errors(StaleFrame, MemoryExhausted)
+attached.use_errors(StaleFrame)
 slab_object.use_errors(StaleFrame)
 
 
@@ -70,6 +76,9 @@ def dpdk() -> types.SimpleNamespace:
 
 
 __all__ = [
+    "Attached",
+    "AttachedBatch",
+    "AttachedFrame",
     "Batch",
     "Decisions",
     "Endpoint",
@@ -82,6 +91,8 @@ __all__ = [
     "LoopQueue",
     "NativeFilter",
     "Queue",
+    "Share",
+    "ShareMember",
     "ShmRing",
     "Slab",
     "SlabCache",
@@ -95,6 +106,7 @@ __all__ = [
     "capture_file",
     "compare",
     "dpdk",
+    "flow",
     "gauge",
     "log_read",
     "log_scan",

@@ -56,6 +56,13 @@ WORKER_CONSUMERS_MAX = 256  # a forward consumer counts for each queue that it s
 RULE_CONSUMERS_MAX = 8  # consumers of one rule
 CONTROL_CLIENTS_MAX = 64  # at once; one command line is one client
 CONTROL_MESSAGE_BYTES_MAX = 1 << 20  # 256 rules of usual length are 40 kB
+SHARE_CLIENTS_MAX = 64  # connections to the share socket: members, and who is about to be one
+SHARE_MESSAGE_BYTES_MAX = 128 << 10  # of the share socket: a match of 64 KiB, escaped
+SHARE_MEMBERS_MAX = 16  # of one consumer: MEMBERS_MAX of cython_ext/sharing.pxd
+WORKER_SHARES_MAX = 16  # sharing consumers: WORKER_SHARES_MAX of cython_ext/sharing.pxd
+SHARE_COPIES_MAX = 8192  # packets in the mid tier at once, of one member and worker: 8 ms at 1 Mpps
+SHARE_MATCH_INSTRUCTIONS_MAX = 256  # of a member's own filter: 1 us of the worker per packet
+SHARE_NAMES_MAX = 64  # users, or groups, that may attach to one consumer
 METRICS_CLIENTS_MAX = 8  # scrapes at once
 
 # ------------------------------------------------------------------ network

@@ -13,9 +13,10 @@ work is theirs; here are the words, the order of stop, and errors that are this 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any
 
+from appliance.asynchronous import OwnPort, batches
 from appliance.attachment import Attachment, PortSpec
 from appliance.dataplane import Batch, Endpoint, Frame
 from appliance.dpdk import attachment_of
@@ -118,6 +119,13 @@ class Port:
             return self._endpoint.recv(max_frames, timeout_ms)
         except ValueError as error:
             raise ConfigError(str(error)) from None
+
+    def batches(self, max_frames: int = 64) -> AsyncIterator[Batch]:
+        """The same for asyncio: batches that are never empty, until the port closes."""
+        return batches(OwnPort(self._endpoint, max_frames), max_frames)
+
+    def __aiter__(self) -> AsyncIterator[Batch]:
+        return self.batches()
 
     def send(self, packets: Iterable[Any], queue: int = 0) -> int:
         """Queues packets; returns how many, which is less than given when TX is full: flush().

@@ -1,6 +1,7 @@
 # The worker of one UMEM: queues, consumers, routes. See worker.pyx for the order of a round.
 from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t
 from cython_ext.queue cimport oc_burst, oc_queue
+from cython_ext.sharing cimport WORKER_SHARES_MAX, oc_share
 from cython_ext.spool cimport oc_spool
 
 cdef enum:
@@ -15,11 +16,13 @@ cdef enum:
     DROP = 1
     REFLECT = 2
     FORWARD = 3
+    SHARE = 5
     RECORD = 4
 
 cdef struct oc_consumer:
     uint32_t kind
     int32_t target                # FORWARD: which of the worker's queues sends
+    oc_share* share               # SHARE: its members in other processes
     oc_spool* spool               # RECORD: where the packets are copied to
     uint64_t frames
     uint64_t bytes
@@ -55,6 +58,8 @@ cdef struct oc_worker:
     uint32_t n_lanes
     oc_consumer[CONSUMERS_MAX] consumers
     uint32_t n_consumers
+    oc_share* shares[WORKER_SHARES_MAX]
+    uint32_t n_shares
     uint32_t stop                 # set by others, release/acquire
     uint32_t nap_us               # when nothing is there; 0: look again at once
     uint32_t slow_ns              # tests only: time that each packet takes (see Worker.slow)

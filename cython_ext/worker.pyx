@@ -26,6 +26,8 @@ from cython_ext.histogram cimport record_latency
 from cython_ext.poll cimport POLLIN, poll, pollfd
 from cython_ext.queue cimport (BURST, FRAGS_MAX, Queue, burst_alloc, burst_dispose, now_ns,
                                oc_burst, oc_queue)
+from cython_ext.share_members cimport Share
+from cython_ext.sharing cimport (WORKER_SHARES_MAX, share_free_rest, share_packets, share_tick)
 from cython_ext.spool cimport Spool, spool_packets, spool_tick
 
 cdef extern from "oc_xdp.h":
@@ -41,7 +43,7 @@ cdef enum:
     SLEEP_MS = 100                # longest sleep; stop is noticed sooner, through the eventfd
 
 KINDS = {"count": COUNT, "drop": DROP, "reflect": REFLECT, "forward": FORWARD,
-         "record": RECORD}
+         "record": RECORD, "share": SHARE}
 
 
 def bucket_upper_ns(uint32_t bucket):
@@ -112,7 +114,7 @@ cdef void deliver_run(oc_worker* w, oc_lane* lane, const oc_burst* b, const oc_r
     cdef oc_umem* um = lane.q.um
     cdef oc_lane* to = NULL
     cdef oc_consumer* c
-    cdef bint reflect = False
+    cdef bint reflect = False, lent = False
     cdef uint32_t i, k, first, last, sender = 0, n = end - start
     cdef uint32_t frags_end = b.first[end] if end < b.packets else b.frags
     if unlikely(route == NULL or route.n == 0):
@@ -134,6 +136,13 @@ cdef void deliver_run(oc_worker* w, oc_lane* lane, const oc_burst* b, const oc_r
             elif c.kind == FORWARD:
                 to = &w.lanes[c.target]
                 sender = route.consumer[k]
+            elif c.kind == SHARE:
+                lent |= c.share.live != 0
+        if lent:                  # once it is known whether the frames are sent on
+            lend_run(w, route, b, start, end, lane.q.queue_id, to != NULL)
+    if to == NULL and lent:
+        share_free_rest(lane.q, b.frame + b.first[start], frags_end - b.first[start])
+        return
     if to == NULL:
         frames_home(lane.q, b.frame + b.first[start], frags_end - b.first[start])
         return
@@ -148,6 +157,15 @@ cdef void deliver_run(oc_worker* w, oc_lane* lane, const oc_burst* b, const oc_r
         frames_free(um, b.frame + first, last - first)
         count_u64(&w.consumers[sender].dropped, 1)
         count_u64(&lane.dropped_forward, 1)
+
+
+cdef void lend_run(oc_worker* w, const oc_route* route, const oc_burst* b, uint32_t start,
+                   uint32_t end, uint32_t queue, bint sent_on) noexcept nogil:
+    cdef uint32_t k
+    cdef uint64_t now = now_ns()
+    for k in range(route.n):
+        if w.consumers[route.consumer[k]].kind == SHARE:
+            share_packets(w.consumers[route.consumer[k]].share, b, start, end, queue, sent_on, now)
 
 
 cdef void send_gathered(oc_worker* w, oc_lane* lane) noexcept nogil:
@@ -192,6 +210,10 @@ cdef uint32_t one_round(oc_worker* w, oc_burst* b) noexcept nogil:
         if lane.q.sending:
             lane.q.kick(lane.q)
             reap(lane.q)
+    if w.n_shares:
+        when = now_ns()
+        for i in range(w.n_shares):
+            share_tick(w.shares[i], when)
     store_release_u32(&w.round, w.round + 1)
     return packets
 
@@ -256,7 +278,8 @@ cdef bint anything_sending(oc_worker* w) noexcept nogil:
 cdef class Worker:
     """`Worker(queues, consumers, ports)`: queues share one Frames; consumers is a list of
     (kind, target), target being the index in `queues` that a forward consumer sends on, the Spool
-    of one that records, or -1. ports: the number of each queue's port in a recording (0).
+    of one that records, the Share of one that shares, or -1. ports: the number of each queue's
+    port in a recording (0).
     """
     cdef oc_worker w
     cdef oc_burst b
@@ -264,7 +287,7 @@ cdef class Worker:
     cdef pollfd[WORKER_QUEUES_MAX + 1] waits
     cdef uint32_t n_waits
     cdef int wake_fd
-    cdef list kept                        # the spools among them must outlive the worker
+    cdef list kept                        # spools and shares among them outlive the worker
     cdef list retired                     # (route table that was replaced, round of that moment)
 
     def __cinit__(self, list queues, list consumers, ports=None):
@@ -295,12 +318,22 @@ cdef class Worker:
             if kind == "forward" and not 0 <= target < len(queues):
                 raise ValueError(f"forward: queue {target} is not this worker's")
             self.w.consumers[self.w.n_consumers].kind = KINDS[kind]
-            if kind == "record":
+            if kind == "share":
+                self._share(&self.w.consumers[self.w.n_consumers], target)
+            elif kind == "record":
                 self._record(&self.w.consumers[self.w.n_consumers], target)
             else:
                 self.w.consumers[self.w.n_consumers].target = target
             self.w.n_consumers += 1
         burst_alloc(&self.b, BURST, BURST * 4 + FRAGS_MAX)
+
+    cdef int _share(self, oc_consumer* consumer, Share share) except -1:
+        if self.w.n_shares == WORKER_SHARES_MAX:
+            raise ValueError(f"more than {WORKER_SHARES_MAX} sharing consumers of one worker")
+        consumer.share = &share.s
+        self.w.shares[self.w.n_shares] = &share.s
+        self.w.n_shares += 1
+        return 0
 
     cdef int _record(self, oc_consumer* consumer, Spool spool) except -1:
         if self.w.n_spools == WORKER_SPOOLS_MAX:

@@ -67,6 +67,12 @@ def _ring(options: Options, poll: str | None) -> list[dict[str, Any]]:
     return ring.run(options)
 
 
+def _share(options: Options, poll: str | None) -> list[dict[str, Any]]:
+    from appliance.bench import share
+
+    return share.run(options, poll or POLL)
+
+
 def _record(options: Options, poll: str | None) -> list[dict[str, Any]]:
     from appliance.bench import disk, record
 
@@ -82,6 +88,7 @@ BENCHMARKS: dict[str, Callable[[Options, str | None], list[dict[str, Any]]]] = {
     "python": _python,
     "slab": _slab,
     "ring": _ring,
+    "share": _share,
     "record": _record,
 }
 
@@ -95,6 +102,7 @@ PEERS = {
     "python": ("inline-count", "raw-socket", "scapy"),
     "slab": ("rte_mempool",),
     "ring": ("rte_ring",),
+    "share": ("inline-count",),
     "record": ("tcpdump", "dumpcap", "netsniff-ng", "fio"),
 }
 SIZES = {"record": (256, 1514)}  # packet sizes where none are asked for

@@ -71,6 +71,11 @@ def _consumers(page: dict[str, Any]) -> Any:
          entry.get("copies", 0), entry.get("dropped", entry.get("overrun", 0))]
         for entry in page["consumers"]
     ]
+    rows += [
+        [f"{entry['name']} (pid {one['pid']})", "overdue" if one["overdue"] else one["policy"],
+         one["leased"], "", one["oldest_lease_ms"], "", one["copies"], one["dropped"]]
+        for entry in page["consumers"] for one in entry.get("members", ())
+    ]
     return output.table("who holds", ["consumer", "policy", "held", "quota", "oldest ms", "most ms",
                                       "copies", "dropped"], rows)
 

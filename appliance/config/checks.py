@@ -22,6 +22,7 @@ def check(config: Config) -> None:
     _queues_used_once(config.ports)
     for index, consumer in enumerate(config.consumers):
         _consumer(f"consumer[{index}]", consumer, [port.name for port in config.ports])
+        _shared(f"consumer[{index}]", consumer)
     _directories_used_once(config.consumers)
     for index, rule in enumerate(config.rules):
         _rule(f"rule[{index}]", rule, config)
@@ -104,6 +105,21 @@ def _consumer(path: str, consumer: ConsumerConfig, ports: list[str]) -> None:
         raise field_error(f"{path}.to", consumer.to, "only with kind forward")
     if consumer.kind == "record" and consumer.directory is None:
         raise missing(f"{path}.directory", "an absolute path or a list of them (kind record)")
+
+
+SHARE_FIELDS = {"allow_users": (), "allow_groups": (), "members": "all", "max_members": 4,
+                "mid_mib": None}
+
+
+def _shared(path: str, consumer: ConsumerConfig) -> None:
+    """Permissions that nobody reads would be believed in."""
+    for key, default in SHARE_FIELDS.items():
+        if consumer.kind != "share" and getattr(consumer, key) != default:
+            raise field_error(f"{path}.{key}", getattr(consumer, key), "only with kind share")
+    reliable = consumer.kind == "share" and consumer.effective_policy == "reliable"
+    if reliable and consumer.quota_frames < consumer.max_members:
+        raise field_error(f"{path}.quota_frames", consumer.quota_frames,
+                          f"at least max_members ({consumer.max_members})")
 
 
 def _directories_used_once(consumers: list[ConsumerConfig]) -> None:

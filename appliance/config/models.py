@@ -105,6 +105,12 @@ NamespaceName = Annotated[
 ]
 
 
+_UserOrGroup = Annotated[str, Field(min_length=1)] | Annotated[int, Field(ge=0, lt=1 << 32)]
+_Names = Annotated[
+    tuple[_UserOrGroup, ...],
+    Field(strict=False, max_length=limits.SHARE_NAMES_MAX),
+    Allowed(f"a list of at most {limits.SHARE_NAMES_MAX} names or numbers"),
+]
 NodeNumber = Annotated[int, Field(ge=0, lt=limits.NUMA_NODES_MAX)]
 
 
@@ -223,6 +229,19 @@ class ConsumerConfig(RecordKeys):
     ] = 100
     policy: Annotated[
         Literal["reliable", "lossy"], _one_of("reliable", "lossy")
+    ] | None = None
+
+    # kind share: who may attach, and how the members divide the packets
+    allow_users: _Names = ()
+    allow_groups: _Names = ()
+    members: Annotated[
+        Literal["all", "flow", "robin"], _one_of("all", "flow", "robin")
+    ] = "all"
+    max_members: Annotated[
+        int, Field(ge=1, le=limits.SHARE_MEMBERS_MAX), Allowed(f"1..{limits.SHARE_MEMBERS_MAX}")
+    ] = 4
+    mid_mib: Annotated[
+        int, Field(ge=1, le=limits.MID_CAP_MIB_MAX), Allowed(f"1..{limits.MID_CAP_MIB_MAX}")
     ] | None = None
 
     @property

@@ -22,7 +22,7 @@ from appliance.errors import ConfigError
 from appliance.plan import Lane, PortFacts, joined, plan_queue, queues_of, shared_frames
 
 BACKENDS = ("afxdp", "dpdk", "loop")
-KINDS = ("count", "drop", "reflect", "forward", "record")
+KINDS = ("count", "drop", "reflect", "forward", "record", "share")
 ENDS = ("drop", "reflect", "forward")  # after one of these the packet is not ours any more
 
 
@@ -159,6 +159,9 @@ def _instances(made: Layout, lanes: Sequence[Lane]) -> tuple[Instance, ...]:
                 found[made._instance(lanes, lane, consumer)] = None
             except ConfigError:
                 continue  # forwards to where this memory does not reach: no rule here names it
+    shares = sum(1 for instance in found if instance.kind == "share")
+    if shares > limits.WORKER_SHARES_MAX:
+        raise ConfigError(f"consumer: {shares} of kind share: at most {limits.WORKER_SHARES_MAX}")
     if len(found) > limits.WORKER_CONSUMERS_MAX:
         raise ConfigError(
             f"consumer: {len(found)} for one worker (one that forwards counts for each queue): "

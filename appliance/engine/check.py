@@ -11,7 +11,7 @@ from typing import Any
 
 from appliance import limits
 from appliance.config import Config, refuse_unbuilt
-from appliance.engine import recording
+from appliance.engine import permission, recording
 from appliance.engine.build import BACKENDS, KINDS, check_routes, layout
 from appliance.errors import ConfigError, HostError
 from appliance.net import InterfaceInfo, interface
@@ -25,6 +25,7 @@ def configuration(config: Config) -> None:
     """What this build cannot do, and filters that are none: ConfigError with the place."""
     refuse_unbuilt(config, backends=BACKENDS, kinds=KINDS)
     check_routes(config)
+    permission.known(config)
     _one_port_each(config)
     recording.check(config)
     for index, rule in enumerate(config.rules):

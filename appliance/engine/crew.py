@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from appliance.attachment import Attachment
-from appliance.dataplane import Spool, Worker
+from appliance.dataplane import Frames, Share, Spool, Worker
 from appliance.engine.build import Group, Layout
+from appliance.engine.sharing import Sharing
 from appliance.errors import PortError
 from appliance.steering import Rule
 
@@ -31,17 +32,21 @@ class Crew:
         layout: Layout,
         ports: Mapping[str, Attachment],
         spool: Callable[[str], Spool] | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         """`spool` makes one more spool of the recording consumer of that name."""
         self.layout = layout
+        self.sharing = sharing
         self.workers: list[Worker] = []
         self.cpus: list[int] = []
         self._threads: list[threading.Thread] = []
         self._failed: dict[int, str] = {}
-        for group in layout.groups:
+        for number, group in enumerate(layout.groups):
             queues = [ports[lane.port].queues[lane.place] for lane in group.lanes]
+            shares = self._shares(number, group, queues[0].frames)
             consumers: list[tuple[str, Any]] = [
-                (one.kind, spool(one.name) if one.kind == "record" and spool else one.target)
+                (one.kind, spool(one.name) if one.kind == "record" and spool
+                 else shares.get(one.name, one.target))
                 for one in group.instances
             ]
             numbers = [layout.port_number(lane.port) for lane in group.lanes]
@@ -50,6 +55,14 @@ class Crew:
             if "record" in kinds and kinds <= STORING:
                 worker.nap(NAP_US)
             self.workers.append(worker)
+
+    def _shares(self, number: int, group: Group, frames: Frames) -> dict[str, Share]:
+        """What this worker lends to other processes, by consumer."""
+        names = [instance.name for instance in group.instances if instance.kind == "share"]
+        if self.sharing is None or not names:
+            return {}
+        cache = self.sharing.cache(number)
+        return {name: self.sharing.make(name, frames, cache) for name in names}
 
     def routes(self, group: Group, port: str, rules: Iterable[tuple[int, Rule]]) -> dict[int, Any]:
         """By lane of the group: the routes of these rules of the port.

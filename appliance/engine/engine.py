@@ -23,6 +23,8 @@ from appliance.engine import build, check, cpus, governor, opening, past, places
 from appliance.engine.crew import Crew
 from appliance.engine.guard import Guard
 from appliance.engine.recording import Recorders
+from appliance.engine.share_socket import ShareSocket
+from appliance.engine.sharing import Sharing
 from appliance.engine.swap import Rules
 from appliance.engine.tiers import Tiers
 from appliance.errors import PortError
@@ -52,6 +54,8 @@ class Engine:
         self.events = EventLog()
         self.tiers = Tiers()  # what the governor watches; who adds a tier calls tiers.watch
         self.mid: MidTier | None = None  # from start to stop, unless mid_cap_mib is 0
+        self.sharing = Sharing(config, self.events)
+        self._share_socket: ShareSocket | None = None
         self._guard: Guard | None = None
         self._reporter: Reporter | None = None
         self._recorders: Recorders | None = None
@@ -72,6 +76,8 @@ class Engine:
                 for attachment in self._ports.values():
                     attachment.start()
                 self._govern()
+                if self._share_socket is not None:
+                    self._share_socket.serve()
             except BaseException:
                 self._take_down()
                 self.state = "failed"
@@ -80,6 +86,8 @@ class Engine:
             self.state = "running"
 
     def _open(self) -> None:
+        if self.sharing:
+            self._share_socket = ShareSocket(self.config.control.socket, self.sharing)
         # What a crashed predecessor left changed is put back before we look at the interfaces.
         self.notes += recover()
         found = {
@@ -108,8 +116,9 @@ class Engine:
                 umems=[umems[place] for place in groups],
             )
             self._watch(port, found.get(port.name))
+        self.sharing.prepare(self.mid, len(layout.groups))
         self._recorders = Recorders(self.config, layout, self.mid, self.events, self.tiers)
-        self._crew = Crew(layout, self._ports, self._recorders.spool)
+        self._crew = Crew(layout, self._ports, self._recorders.spool, self.sharing)
         self._recorders.start()
         self._rules = Rules(self.config, self._ports, self._crew)
         self._rules.publish_all()
@@ -173,6 +182,7 @@ class Engine:
             attachment.stop()
         if self._crew is not None:
             self._crew.stop()
+        self.sharing.close()
         if self._recorders is not None:
             self._recorders.stop()  # nobody fills a spool any more
         for attachment in self._ports.values():
@@ -195,6 +205,8 @@ class Engine:
             device.close()
         for link in self._links.values():
             link.close()
+        if self._share_socket is not None:
+            self._share_socket.close()  # last: what members have is still there to be read
         self.tiers.forget()
         self.mid = None  # what somebody still holds of it keeps it
 

@@ -178,8 +178,24 @@ def _consumers(stats: dict[str, Any]) -> Iterator[Metric]:
     leased = GaugeMetricFamily(
         "openclaw_consumer_leased_frames", "Frames that it holds.", labels=["consumer"]
     )
+    shared = [consumer for consumer in stats["consumers"] if "members" in consumer]
     for consumer in stats["consumers"]:
         leased.add_metric([consumer["name"]], consumer["leased"])
+    for key, text in (
+        ("copied", "Packets given as copies."),
+        ("reclaimed", "Frames and copies that members left behind."),
+        ("bad_returns", "What members gave back and did not have."),
+    ):
+        family = CounterMetricFamily(f"openclaw_share_{key}", text, labels=["consumer"])
+        for consumer in shared:
+            family.add_metric([consumer["name"]], consumer[key])
+        yield family
+    members = GaugeMetricFamily(
+        "openclaw_share_members", "Processes that are attached.", labels=["consumer"]
+    )
+    for consumer in shared:
+        members.add_metric([consumer["name"]], len(consumer["members"]))
+    yield members
     yield leased
 
 

@@ -77,13 +77,15 @@ def consumers(config: Config, crew: Crew | None) -> tuple[list[dict[str, Any]], 
             "kind": consumer.kind,
             "frames": counts[consumer.name]["frames"],
             "bytes": counts[consumer.name]["bytes"],
-            # Inline consumers give every frame back within its burst: they lease none.
+            # Inline ones give every frame back within its burst; of others sharing.py says.
             "leased": 0,
             "oldest_lease_ms": 0,
             "dropped": counts[consumer.name]["dropped"],
         }
         for consumer in config.consumers
     ]
+    if crew is not None and crew.sharing is not None:
+        crew.sharing.complete(entries)
     return entries, drops
 
 
@@ -109,6 +111,7 @@ def holders(config: Config, crew: Crew | None) -> list[dict[str, Any]]:
             "held": entry["leased"],
             "oldest_hold_ms": entry["oldest_lease_ms"],
             "dropped": entry["dropped"],
+            **({"members": entry["members"]} if "members" in entry else {}),
         }
         for entry, consumer in zip(entries, config.consumers, strict=True)
     ]

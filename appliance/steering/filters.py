@@ -39,6 +39,17 @@ def compile_match(match: str, where: str = "match") -> list[Instruction]:
         raise ConfigError(f"{where}: {quoted!r}: {error}") from None
 
 
+def compile_foreign(match: str, where: str = "match") -> list[Instruction]:
+    """The same for a stranger's text: in a child whatever its length, and nothing of it is kept."""
+    if len(match) > MATCH_LENGTH_MAX:
+        raise ConfigError(f"{where}: {len(match)} characters: at most {MATCH_LENGTH_MAX}")
+    try:
+        return _in_child(match)
+    except (ValueError, ConfigError) as error:
+        quoted = match if len(match) <= QUOTED_MAX else match[:QUOTED_MAX] + "..."
+        raise ConfigError(f"{where}: {quoted!r}: {error}") from None
+
+
 @functools.lru_cache(maxsize=RULES_MAX)
 def _compiled(match: str) -> tuple[Instruction, ...]:
     """Kept, so that a swap does not wait again for the rules that stay."""

@@ -162,7 +162,8 @@ BROKEN = {
     "comment marks": (GOOD.replace('"udp"', '"*/ udp /* \\"; }"'), 2, "rule[0].match"),
     "unknown consumer": (GOOD.replace('["c"]', '["d"]'), 2, "rule[0].consumers"),
     "record": (GOOD.replace('"count"', '"record"\ndirectory = "/tmp/x"'), 2, "record"),
-    "share": (GOOD.replace('"count"', '"share"'), 2, "share"),
+    "a share for a user who is not here": (
+        GOOD.replace('"count"', '"share"\nallow_users = ["no-such-user"]'), 2, "allow_users"),
     "dpdk": (GOOD.replace('interface = "oc-none0"', 'backend = "dpdk"\ndevice = "net_null0"'), 2,
              "dpdk"),
     "two ends": (GOOD.replace('["c"]', '["r", "d"]') + consumer_table("r", "reflect")
