@@ -12,10 +12,12 @@ import time
 
 import pytest
 
+from appliance.bench.load import Blast
 from appliance.engine import accounts
 from tests.engine.support import (
     Traffic,
     consumed,
+    consumer_table,
     feed,
     open_sender,
     started,
@@ -181,4 +183,42 @@ def test_a_member_that_stops_costs_its_neighbour_nothing_and_is_named(lab, home)
     assert sum(frames[state] for state in accounts.STATES) == frames["total"]
     assert took < HOME_S + SLACK_S
     assert slept["intact"]
+    assert accounts.problems(final) == []
+
+
+def test_at_full_rate_a_stopped_member_takes_no_frame_from_a_consumer_that_goes_on(lab, home):
+    """The same with as much as the kernel can send. Every packet taken is replaced at once, so what
+    is lost is what the rings overflow by: that is the worker's speed, and not the member's."""
+    away = 10.0 if FULL else 2.0
+    text = shared(lab, home, share("sure", policy="reliable", quota_frames=1024, max_members=1),
+                  consumer_table("all", "count"), mid_cap_mib=64)
+    with started(text) as engine:
+        sleeper = MemberProcess(socket_of(home), "sure", "stall", hold=32, seconds=2)
+        with members(sleeper):
+            sleeper.attached()
+            with Blast(lab.a, 64):
+                assert sleeper.line()["holding"] >= 32
+                before = consumed(engine.statistics(), "all")["frames"]
+                time.sleep(away)
+                stats = engine.statistics()
+                sleeper.send(signal.SIGCONT)
+                back = time.monotonic()
+
+                def has_frames_again() -> bool:
+                    mine = consumed(engine.statistics(), "sure")["members"]
+                    return not mine or not mine[0]["overdue"]
+
+                assert wait_for(has_frames_again, 10, 0.005)
+                took = time.monotonic() - back
+            slept = sleeper.end()
+        final = engine.stop()
+    member = consumed(stats, "sure")["members"][0]
+    assert member["leased"] == 1024 or member["overdue"]
+    assert member["dropped"] > 0, "it stood still for long enough to be full"
+    assert consumed(stats, "all")["frames"] - before > 10_000 * away
+    assert final["ports"][0]["starved"] == 0, "a frame was wanting for a replacement"
+    assert consumed(final, "all")["frames"] == final["ports"][0]["rx_frames"]
+    assert any(one["culprit"] == f"sure (pid {sleeper.pid})" for one in final["events"])
+    assert slept["intact"] and slept["numbers"] > 32
+    assert took < HOME_S + SLACK_S
     assert accounts.problems(final) == []
