@@ -9,12 +9,10 @@ A little longer than other rooms: the two orders belong side by side.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from typing import Any
 
-from appliance import image
 from appliance.attachment import Attachment, Umem
 from appliance.config import Config, PortConfig
 from appliance.dataplane import Frames
@@ -313,12 +311,11 @@ class Engine:
             "latency_ns": statistics.latency(self._crew),
             "memory": memory,
             "workers": statistics.workers(self._crew),
-            "pid": os.getpid(),
+            **statistics.host(),
             "uptime_s": round(time.monotonic() - self._started, 3),
             "running": self.state == "running",
             "events": self.events.listed(EVENTS_SHOWN),
             "events_total": self.events.total,
             "state": state,
             "reasons": list(dict.fromkeys([*reasons, *governed["reasons"]])),
-            **image.facts(),
         }

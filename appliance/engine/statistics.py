@@ -6,12 +6,14 @@ anybody: figures of one answer may be some packets apart, until the appliance ha
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from appliance import image
 from appliance.attachment import Attachment
 from appliance.config import Config
 from appliance.dataplane import Frames, bucket_upper_ns
@@ -21,6 +23,11 @@ from appliance.memory import MidTier, explain
 
 BACKINGS = ("1G", "2M", "thp", "4k")  # best first
 PERCENTILES = (("p50", 0.5), ("p99", 0.99), ("p999", 0.999))
+
+
+def host() -> dict[str, Any]:
+    """What is asked of the process and of the host: in the image, its version and last update."""
+    return {"pid": os.getpid(), **image.facts()}
 
 
 def ports(

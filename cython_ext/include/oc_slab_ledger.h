@@ -17,7 +17,7 @@
  * State and generation are apart because of what a single get and put costs: one word for both is
  * a chain of two loads that wait for stores; so the state is only ever compared and overwritten.
  *
- * A little longer than other rooms: one at a time, runs, and pairs of runs are one idea three times.
+ * A little longer than other rooms: one by one, runs, and pairs of runs are one idea three times.
  */
 #ifndef OC_SLAB_LEDGER_H
 #define OC_SLAB_LEDGER_H

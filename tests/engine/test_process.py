@@ -161,11 +161,11 @@ BROKEN = {
     "no filter": (GOOD.replace('"udp"', '"udp and and"'), 2, "rule[0].match"),
     "comment marks": (GOOD.replace('"udp"', '"*/ udp /* \\"; }"'), 2, "rule[0].match"),
     "unknown consumer": (GOOD.replace('["c"]', '["d"]'), 2, "rule[0].consumers"),
-    "record": (GOOD.replace('"count"', '"record"\ndirectory = "/tmp/x"'), 2, "record"),
+    "a record without a place": (GOOD.replace('"count"', '"record"'), 2, "directory"),
     "a share for a user who is not here": (
         GOOD.replace('"count"', '"share"\nallow_users = ["no-such-user"]'), 2, "allow_users"),
-    "dpdk": (GOOD.replace('interface = "oc-none0"', 'backend = "dpdk"\ndevice = "net_null0"'), 2,
-             "dpdk"),
+    "dpdk without a device": (GOOD.replace('interface = "oc-none0"', 'backend = "dpdk"'), 2,
+                              "device"),
     "two ends": (GOOD.replace('["c"]', '["r", "d"]') + consumer_table("r", "reflect")
                  + consumer_table("d", "drop"), 2, "ends one way"),
     "nine consumers": (GOOD.replace('["c"]', json.dumps([f"c{i}" for i in range(9)]))

@@ -36,7 +36,7 @@ def load(path: Path):
 
 def tool(*places: str) -> str:
     for place in places:
-        if found := shutil.which(place) or shutil.which(str(ROOT / place)):
+        if found := shutil.which(ROOT / place) or shutil.which(place):
             return found
     pytest.skip(f"probe {places[0]}: not installed (tools/setup image)")
 

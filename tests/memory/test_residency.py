@@ -89,6 +89,7 @@ def busy(engine, port, seed, failures):
         one.release()
 
 
+@pytest.mark.timeout(SECONDS + 300)
 @pytest.mark.skipif(
     memory_gauge.checks_on(), reason="build: sanitizers keep what was freed for a while"
 )
