@@ -80,9 +80,8 @@ class ShareSocket:
         except OSError as error:
             made.close()
             fresh.unlink(missing_ok=True)
-            what = error.strerror or str(error)
-            raise HostError(f"share socket {self.path}: {what}", fix="another control.socket") \
-                from None
+            words = f"share socket {self.path}: {error.strerror or error}"
+            raise HostError(words, fix="another control.socket") from None
         except BaseException:
             made.close()
             raise
@@ -148,11 +147,11 @@ class ShareSocket:
             data = b""
         client.words += 1
         if not data or client.words > WORDS_MAX:
-            if not client.joining:
-                self._end(client)
-            else:  # whoever answers it will find that nobody is there
+            if client.joining:  # whoever answers it will find that nobody is there
                 self._selector.unregister(client.connection)
                 client.words = -1
+            else:
+                self._end(client)
             return
         if client.member is not None:
             if _leaves(data):
@@ -214,13 +213,10 @@ class ShareSocket:
     def _hand_over(self, connection: socket.socket, member: Membership) -> None:
         slabs = self._sharing.slab_fds()
         try:
-            handshake.send(
-                connection,
-                {"ok": True, "workers": len(member.lanes), "slabs": list(slabs),
-                 "policy": member.policy, "place": member.place, "engine_pid": os.getpid(),
-                 "quota_frames": self._sharing.quota(member.consumer)},
-                list(slabs.values()),
-            )
+            granted = {"ok": True, "workers": len(member.lanes), "slabs": list(slabs),
+                       "policy": member.policy, "engine_pid": os.getpid(),
+                       "quota_frames": self._sharing.quota(member.consumer)}
+            handshake.send(connection, granted, list(slabs.values()))
         finally:
             for fd in slabs.values():
                 os.close(fd)
