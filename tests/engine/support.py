@@ -181,9 +181,11 @@ class Appliance:
         self.file = directory / "openclaw.toml"
         self.file.write_text(text)
         self.socket = str(directory / "control.sock")
+        # A suite that a shell runs in the background has SIGINT ignored, and so has what it starts.
         self.process = subprocess.Popen(
             [COMMAND, "run", "--config", str(self.file), "--json", *options],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def ready(self, seconds: float = 30):

@@ -357,8 +357,9 @@ def test_what_was_published_survives_kill_9(tmp_path):
         child.wait()
         durable = max([durable, *map(int, rest)])
         told = record.verify(record.Store(tmp_path))
-        assert told["state"] == "clean" and not told["live"], told
-        assert told["last_seq"] >= told["durable_seq"] >= durable
+        # The kernel ends a killed process's write between two pages: torn, beyond what was durable.
+        assert told["state"] in ("clean", "torn") and not told["live"], told
+        assert told["last_seq"] >= told["durable_seq"] >= durable and not told["missing"], told
         with appliance.open_log(tmp_path) as reader:
             for batch in reader:
                 assert all(bytes(r) == (r.seq - 1).to_bytes(8, "big") * 40 for r in batch)
