@@ -234,6 +234,7 @@ cdef class ShmRing:
     cdef readonly Arena arena             # of who made it; None for who joined
     cdef readonly int fd                  # -1 after delete or leave
     cdef oc_ring_header* header
+    cdef bint joined                      # mapped and opened by us, not by an arena of ours
     cdef uint64_t bytes
     cdef uint32_t mode
     cdef uint32_t size
@@ -242,3 +243,4 @@ cdef class ShmRing:
     cdef oc_spsc consumer
     cdef oc_mpmc both
     cdef int alive(self) except -1
+    cdef void _unmap(self) noexcept

@@ -8,6 +8,7 @@
 Joining believes nothing: magic, version, mode, geometry and length must agree with each other and
 with the file, and the indices with the size. What is checked once is copied and never read again.
 """
+cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from posix.unistd cimport close, dup
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -47,6 +48,9 @@ def _geometry(uint64_t size, uint64_t element_bytes):
     return ""
 
 
+# The cycle collector must not clear it: a ring whose arena was gone looked like one that had joined,
+# and what was mapped at its address meanwhile (once the interpreter's heap) was unmapped with it.
+@cython.no_gc_clear
 cdef class ShmRing:
     """Made by `new` or `join`. Batches are bytes-like, a multiple of element_bytes long."""
 
@@ -94,6 +98,7 @@ cdef class ShmRing:
         if where == MAP_FAILED:
             raise MemoryError(f"{length} bytes for a ring")
         r.header = <oc_ring_header*>where
+        r.joined = True
         r.bytes = length
         r.fd = dup(fd)
         if r.fd < 0:
@@ -197,13 +202,11 @@ cdef class ShmRing:
 
     def leave(self):
         """Unmaps; the ring lives on for the others."""
-        if self.arena is None and self.header != NULL:
-            munmap(self.header, self.bytes)
-        if self.arena is None and self.fd >= 0:
-            close(self.fd)
+        self._unmap()
         self.header = NULL
         self.arena = None
         self.fd = -1
+        self.joined = False
 
     def delete(self):
         """Leaves, and takes the magic away: nobody can join any more."""
@@ -211,8 +214,12 @@ cdef class ShmRing:
         self.header.magic = 0
         self.leave()
 
-    def __dealloc__(self):
-        if self.arena is None and self.header != NULL:
+    cdef void _unmap(self) noexcept:
+        """What join took; a ring of our own is its arena's to give back."""
+        if self.joined and self.header != NULL:
             munmap(self.header, self.bytes)
-        if self.arena is None and self.fd >= 0:
+        if self.joined and self.fd >= 0:
             close(self.fd)
+
+    def __dealloc__(self):
+        self._unmap()
