@@ -48,8 +48,8 @@ def _geometry(uint64_t size, uint64_t element_bytes):
     return ""
 
 
-# The cycle collector must not clear it: a ring whose arena was gone looked like one that had joined,
-# and what was mapped at its address meanwhile (once the interpreter's heap) was unmapped with it.
+# The cycle collector must not clear it: a ring whose arena was gone looked like one that had
+# joined, and whatever had been mapped at its address meanwhile was unmapped with it.
 @cython.no_gc_clear
 cdef class ShmRing:
     """Made by `new` or `join`. Batches are bytes-like, a multiple of element_bytes long."""
