@@ -2,8 +2,7 @@
 """Bursts over rings: what AF_XDP and loop share of the way in and out.
 
 Taking a burst from the RX ring, replacement first; sending; reaping completions. Posting to FILL is
-filling.pyx.
-Everything here runs without the GIL, by the owner of the UMEM, and keeps the ledger.
+filling.pyx. Everything here runs without the GIL, by the owner of the UMEM, and keeps the ledger.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy

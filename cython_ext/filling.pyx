@@ -7,8 +7,8 @@ GIL, by the owner of the UMEM, and keeps the ledger.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from cython_ext.atomics cimport OC_LEDGER_ON, store_relaxed_u64, unlikely
-from cython_ext.frames cimport (FILL, FREE, GENERATION_MASK, frame_free, frames_free, frames_note,
-                                oc_entry, oc_umem, word_state)
+from cython_ext.frames cimport (FILL, GENERATION_MASK, RX, frames_free, frames_note, oc_entry,
+                                oc_umem, word_state)
 from cython_ext.history cimport POSTED
 from cython_ext.queue cimport oc_queue
 from cython_ext.rings cimport oc_ring, ring_free, ring_publish
@@ -56,7 +56,7 @@ cdef void frames_home(oc_queue* q, const uint32_t* frames, uint32_t n) noexcept 
     cdef oc_ring* r = &q.fill
     cdef oc_entry* ledger = um.ledger
     cdef uint64_t* entries = <uint64_t*>r.entries
-    cdef uint32_t mask = r.mask, at = r.mine, shift = um.frame_shift, rx_frames = um.rx_frames
+    cdef uint32_t mask = r.mask, at = r.mine, shift = um.frame_shift
     cdef uint32_t target = q.fill_target         # once: the governor lowers it at any time
     cdef uint32_t i, frame, room, direct = 0
     cdef uint64_t word
@@ -71,8 +71,8 @@ cdef void frames_home(oc_queue* q, const uint32_t* frames, uint32_t n) noexcept 
         frame = frames[i]
         if OC_LEDGER_ON:
             word = ledger[frame].word
-            if unlikely(word_state(word) == FREE or frame >= rx_frames):
-                frame_free(um, frame)            # a violation, or of the other pool
+            if unlikely(word_state(word) != RX): # not of this burst, or here twice
+                um.violations += 1
                 continue
             store_relaxed_u64(&ledger[frame].word,
                               (word & GENERATION_MASK) + ((<uint64_t>1 << 32) | FILL))

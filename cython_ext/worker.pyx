@@ -6,8 +6,9 @@ consumers of its rule, gather what is to be sent, recycle the rest, send, reap c
 queue had anything for a while it sleeps in poll(), unless the port polls busily. It owns the frames
 of its UMEM; nobody else moves them while it runs. Starting, pinning and stopping the thread is the
 engine's; so is everything that a round does not need. A recording consumer copies into a spool
-(spool.pxd) and is asked once a round whether its open block is old. A little longer than other
-rooms: the round and what starts it belong together.
+(spool.pxd) and is asked once a round whether its open block is old; a sharing one lends to members
+in other processes (sharing.pxd). A little longer than other rooms: the round and what starts it
+belong together.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
