@@ -18,13 +18,13 @@ from typing import Any
 from appliance.bench import host, ours
 from appliance.bench.contest import Options, compete
 from appliance.bench.figures import OURS, Case, Sample
+from appliance.bench.inline import INLINE, Inline
 from appliance.bench.load import SETTLE_S, Blast
 from appliance.bench.process import Child
 from appliance.net import Lab, in_netns, inside, interface
 from appliance.steering.peer import attach_pass
 
 LOOPS = Path(__file__).with_name("loops.py")
-INLINE = "inline-count"
 
 
 class _Ours:
@@ -38,22 +38,6 @@ class _Ours:
         with ours.Looping(self.lab.b, self.poll) as looping, Blast(self.lab.a, self.size):
             time.sleep(SETTLE_S)
             return ours.window(looping, seconds, self.case)
-
-
-class _Inline:
-    name = INLINE
-
-    def __init__(self, lab: Lab, size: int, poll: str, case: str) -> None:
-        self.lab, self.size, self.poll, self.case = lab, size, poll, case
-        self.command = f"openclaw bench rx --size {size} --poll {poll} --load kernel"
-
-    def measure(self, seconds: float) -> Sample:
-        with (
-            ours.Working([self.lab.b], "count", self.poll) as working,
-            Blast(self.lab.a, self.size),
-        ):
-            time.sleep(SETTLE_S)
-            return ours.window(working, seconds, self.case)
 
 
 class _Loop:
@@ -98,7 +82,7 @@ def run(options: Options, poll: str) -> list[dict[str, Any]]:
             case = Case(f"python loop {size} bytes, {poll}", "packets/s", True)
             contestants: list[Any] = [_Ours(lab, size, poll, case.name)]
             if options.wants(INLINE):
-                contestants.append(_Inline(lab, size, poll, case.name))
+                contestants.append(Inline(lab, size, poll, case.name))
             if options.wants("raw-socket"):
                 contestants.append(_Loop("raw-socket", "raw", lab, size, case.name))
             no_scapy = importlib.util.find_spec("scapy") is None

@@ -15,16 +15,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from appliance.bench import host, ours
+from appliance.bench import host
 from appliance.bench.contest import Options, compete
 from appliance.bench.figures import OURS, Case, Sample
+from appliance.bench.inline import INLINE, Inline
 from appliance.bench.load import SETTLE_S, Blast
 from appliance.bench.process import Child
 from appliance.config import parse
 from appliance.engine.engine import Engine
 from appliance.net import Lab
 
-INLINE = "inline-count"
 MEMBERS = (("sure", 2), ("tap", 2))
 # One program for all: takes batches until the appliance ends.
 MEMBER = """
@@ -122,22 +122,6 @@ def _taken(engine: Engine) -> dict[str, int]:
     }
 
 
-class _Inline:
-    name = INLINE
-
-    def __init__(self, lab: Lab, size: int, poll: str, case: str) -> None:
-        self.lab, self.size, self.poll, self.case = lab, size, poll, case
-        self.command = f"openclaw bench rx --size {size} --poll {poll} --load kernel"
-
-    def measure(self, seconds: float) -> Sample:
-        with (
-            ours.Working([self.lab.b], "count", self.poll) as working,
-            Blast(self.lab.a, self.size),
-        ):
-            time.sleep(SETTLE_S)
-            return ours.window(working, seconds, self.case)
-
-
 def run(options: Options, poll: str) -> list[dict[str, Any]]:
     results = []
     with Lab.temporary(queues=1) as lab:
@@ -145,6 +129,6 @@ def run(options: Options, poll: str) -> list[dict[str, Any]]:
             case = Case(f"share to 4 members, {size} bytes, {poll}", "packets/s", True)
             contestants: list[Any] = [_Shared(lab, size, poll, case.name)]
             if options.wants(INLINE):
-                contestants.append(_Inline(lab, size, poll, case.name))
+                contestants.append(Inline(lab, size, poll, case.name))
             results += compete([case], contestants, options)
     return results

@@ -10,6 +10,7 @@ import errno
 import struct
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from appliance.dataplane import bpf
 from appliance.errors import ConfigError, HostError, OpenClawError, PortError
@@ -144,3 +145,16 @@ def _refused(what: str, error: bpf.VerifierError) -> OpenClawError:
     refused = PortError(f"{what}: {lines[-1] if lines else error.strerror}")
     refused.log = error.log  # type: ignore[attr-defined]
     return refused
+
+
+def account(total: Mapping[str, int]) -> dict[str, Any]:
+    """The statistics' "steering" of counters by name, as `tally` has them; missing ones are 0."""
+    drops = {name: total.get(f"drop {name}", 0) for name in DROP_REASONS.values()}
+    by_rule = {key[5:]: n for key, n in total.items() if key.startswith("rule ")}
+    return {
+        **{name: total.get(name, 0) for name in ("seen", "consumed", "passed")},
+        "dropped": sum(drops.values()),
+        "management": total.get("management", 0),
+        "by_rule": dict(sorted(by_rule.items(), key=lambda item: int(item[0]))),
+        "drops": drops,
+    }

@@ -17,7 +17,7 @@ from appliance.dataplane import Decisions, Filters
 from appliance.errors import ConfigError, PortError
 from appliance.limits import PRIORITY_MAX
 from appliance.steering import rules as ruleset
-from appliance.steering.loader import DROP_REASONS
+from appliance.steering.loader import account
 from appliance.steering.rules import ACTIONS, Numbered, Rule
 
 
@@ -90,17 +90,7 @@ class NativeSteering:
                 total.update(queue.counters())
             for rule in self._numbered:
                 total.setdefault(f"rule {rule.id}", 0)
-        drops = {name: total[f"drop {name}"] for name in DROP_REASONS.values()}
-        by_rule = {key[5:]: n for key, n in total.items() if key.startswith("rule ")}
-        return {
-            "seen": total["seen"],
-            "consumed": total["consumed"],
-            "passed": total["passed"],
-            "dropped": sum(drops.values()),
-            "management": total["management"],
-            "by_rule": dict(sorted(by_rule.items(), key=lambda item: int(item[0]))),
-            "drops": drops,
-        }
+        return account(total)
 
     def detach(self) -> None:
         """There is nothing attached."""

@@ -24,6 +24,7 @@ from appliance.steering.loader import (
     DROPS_MAX,
     Loaded,
     SharedMaps,
+    account,
     kernel_errors,
 )
 from appliance.steering.program import Options
@@ -185,17 +186,7 @@ class Steering:
             total.update(tally(current))
             for rule in current.rules:
                 total.setdefault(f"rule {rule.id}", 0)
-        drops = {name: total[f"drop {name}"] for name in DROP_REASONS.values()}
-        by_rule = {key[5:]: n for key, n in total.items() if key.startswith("rule ")}
-        return {
-            "seen": total["seen"],
-            "consumed": total["consumed"],
-            "passed": total["passed"],
-            "dropped": sum(drops.values()),
-            "management": total["management"],
-            "by_rule": dict(sorted(by_rule.items(), key=lambda item: int(item[0]))),
-            "drops": drops,
-        }
+        return account(total)
 
     def _fold(self) -> None:
         """Adds what retired programs counted to the sum, once they stand still."""
